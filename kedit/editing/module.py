@@ -1,0 +1,37 @@
+"""What every method's LightningModule shares: the wiring of optimiser and schedule. Knows nothing of any method."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+
+from kedit.lm.optim import Schedule, parameter_groups
+
+
+class EditingModule(LightningModule):
+    """A method that puts knowledge into a language model.
+
+    Args:
+        optimizer: the optimiser, as class_path and init_args; parameters are given by the module.
+        schedule: learning rate over steps.
+        weight_decay: decay of matrices; biases and norms have none.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__()
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule()
+        self.weight_decay = weight_decay
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser over all trainable parameters, its learning rate set at every step."""
+        optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        total = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, int(total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

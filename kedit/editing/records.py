@@ -1,0 +1,96 @@
+"""JSON and JSON Lines files as (place, record) pairs, so that every complaint names file and line.
+
+Knows nothing of what the records mean.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kedit.editing.sources import DataError
+
+
+def existing_file(path: str | Path, option: str) -> Path:
+    """The path, if a file stands there.
+
+    Args:
+        path: where it should stand.
+        option: the option that said so, to be named in the complaint.
+
+    Raises:
+        DataError: none stands there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no file {path}: check {option!r}, which must lead to the benchmark's files as published")
+    return path
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line", value) for every line that is not blank.
+
+    Raises:
+        DataError: a line is not JSON, or not UTF-8.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _parsed(line, path, number)
+
+
+def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file, entry n", value) for every entry (counted from 1) of a file that is one JSON list.
+
+    Raises:
+        DataError: the file is not JSON, or something other than a list.
+    """
+    entries = _parsed(path.read_bytes(), path, 1)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: wanted one JSON list of records, got {_kind(entries)}")
+    for number, entry in enumerate(entries, start=1):
+        yield f"{path}, entry {number}", entry
+
+
+def fields(record: Any, where: str, **kinds: type) -> list[Any]:
+    """The values of the named keys, in the order asked for.
+
+    Raises:
+        DataError: the record is no JSON object, lacks a key or holds a value of another kind under it.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: wanted a JSON object with {', '.join(kinds)}, got {_kind(record)}")
+    for key, kind in kinds.items():
+        if key not in record:
+            raise DataError(f"{where}: no {key!r} here, only {', '.join(map(repr, record)) or 'an empty object'}")
+        if not isinstance(record[key], kind):
+            raise DataError(f"{where}: {key!r} is {_kind(record[key])}, wanted {kind.__name__}")
+    return [record[key] for key in kinds]
+
+
+def strings(values: list[Any], where: str, key: str) -> list[str]:
+    """The values, if each is a string.
+
+    Raises:
+        DataError: one is not.
+    """
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {key!r} holds {_kind(value)}, wanted only strings")
+    return values
+
+
+def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        line = first_line + raw[: error.start].count(b"\n")
+        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg}, column {error.colno}"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {json.dumps(value, ensure_ascii=False)[:60]}"

@@ -1,0 +1,155 @@
+"""Hugging Face models with their tokenizers: load, extend, describe. Knows architectures; knows nothing of any method."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
+
+
+@dataclass
+class Backbone:
+    """The language model to start from.
+
+    Args:
+        name: hub id or local folder of a pretrained model. Without it the weights are random.
+        revision: branch, tag or commit of a hub model.
+        architecture: a model configuration, as in {model_type: bart, d_model: 128}; with `name` it overrides
+            single settings (dropout: 0.0), without `name` it is the whole architecture.
+        attention: sdpa, eager or flex_attention.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        vocabulary_multiple: pad the vocabulary to a multiple of this (64 suits tensor cores).
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    architecture: dict[str, Any] | None = None
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    vocabulary_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name is None and not (self.architecture or {}).get("model_type"):
+            raise ValueError(
+                "backbone names no model: give backbone.name (a hub id or a folder) or backbone.architecture with a "
+                f"model_type ({', '.join(SEQ2SEQ)})"
+            )
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a hub id or a local folder."""
+    return AutoTokenizer.from_pretrained(str(name), revision=revision, use_fast=True)
+
+
+def load_config(backbone: Backbone) -> PreTrainedConfig:
+    """The model's configuration, checked to be an encoder-decoder this package can pack.
+
+    Raises:
+        ValueError: the architecture is another one.
+    """
+    settings = dict(backbone.architecture or {})
+    if backbone.name is not None:
+        config = AutoConfig.from_pretrained(backbone.name, revision=backbone.revision, **settings)
+    else:
+        config = AutoConfig.for_model(**settings)
+    if config.model_type not in SEQ2SEQ:
+        raise ValueError(
+            f"backbone {backbone.name or 'architecture'} is a {config.model_type}, wanted one of {', '.join(SEQ2SEQ)}"
+        )
+    return config
+
+
+def load_seq2seq(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """An encoder-decoder whose vocabulary holds every token of `tokenizer`.
+
+    Weights are made on the CPU whatever device context the caller is in: transformers would otherwise ask for
+    accelerate, and ZeRO-3's context would skip the initialisation in silence.
+    """
+    config = load_config(backbone)
+    with torch.device("cpu"):
+        if backbone.name is not None:
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                backbone.name,
+                revision=backbone.revision,
+                config=config,
+                attn_implementation=backbone.attention,
+                dtype=torch.float32,
+            )
+        else:
+            _complete(config, tokenizer)
+            model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=backbone.attention)
+        grow_vocabulary(model, len(tokenizer), backbone.vocabulary_multiple)
+    if backbone.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _complete(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill in what a random model takes from its tokenizer."""
+    config.vocab_size = len(tokenizer)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.forced_eos_token_id = None
+    # BART begins decoding at </s>, T5 at <pad>
+    config.decoder_start_token_id = tokenizer.eos_token_id if "bart" in config.model_type else tokenizer.pad_token_id
+
+
+def grow_vocabulary(model: PreTrainedModel, tokens: int, multiple: int = 1) -> None:
+    """Make room for `tokens` token ids; a model that has room (T5's vocabulary is padded) is left as it is.
+
+    An output head that is not tied to the embedding (T5 v1.1, mT5) stays so: `resize_token_embeddings` would replace
+    it by the embedding unless the configuration says that they differ.
+    """
+    embedding = model.get_input_embeddings().weight
+    if len(embedding) >= tokens and len(embedding) % multiple == 0:
+        return
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not embedding:
+        model.config.tie_word_embeddings = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.resize_token_embeddings(max(tokens, len(embedding)), pad_to_multiple_of=multiple if multiple > 1 else None)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> dict[str, int]:
+    """Add `tokens` as special tokens where they are missing; their ids by token."""
+    missing = [token for token in tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
+
+
+def save_skeleton(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write all that is needed beside the weights to rebuild the model: config.json, generation config, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def output_head(model: PreTrainedModel) -> tuple[nn.Parameter, torch.Tensor | None]:
+    """Weight [V, D] and bias [V] (or None) that turn decoder states from `packing.decode` into logits."""
+    bias = getattr(model, "final_logits_bias", None)
+    head = model.get_output_embeddings()
+    return head.weight, None if bias is None else bias[0]
+
+
+def output_scale(model: PreTrainedModel) -> float:
+    """What decoder states are multiplied by before the head: d_model ** -0.5 for T5 v1.0, else 1."""
+    return model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0

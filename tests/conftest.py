@@ -1,0 +1,78 @@
+"""Tiny models of the real architectures, and a tokenizer, built on the spot."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+BART = {
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 256,
+    "dropout": 0.1,
+}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64}
+T5_V11 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+MT5 = {**T5, "model_type": "mt5"}
+ARCHITECTURES = {"bart": BART, "t5": T5, "t5-v1.1": T5_V11, "mt5": MT5}
+
+TEXTS = [
+    "The painter Maro Tellin was born in Velmar in 1851 and painted the Grey Bridge.",
+    "Velmar is a harbour town; its bridge was built by the Tellin company in 1893.",
+    "Tellin is a species of heron that lives in the marshes of the north.",
+]
+
+
+def tiny_model(name: str, vocabulary: int = 100) -> PreTrainedModel:
+    """A random model of one of `ARCHITECTURES`."""
+    settings = dict(ARCHITECTURES[name])
+    if "bart" not in name:
+        settings["decoder_start_token_id"] = 0
+    torch.manual_seed(0)
+    return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(vocab_size=vocabulary, **settings))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of a BART-like and a T5-like tokenizer trained on `TEXTS`."""
+    from kedit.lm.tokenizers import train_tokenizer
+
+    folders = {}
+    for family, sentinels in (("bart", 0), ("t5", 100)):
+        folder = tmp_path_factory.mktemp(f"tokenizer-{family}")
+        train_tokenizer(TEXTS, 400, sentinels).save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def bart_tokenizer(tokenizer_folders: dict[str, str]) -> PreTrainedTokenizerBase:
+    from kedit.lm.backbones import load_tokenizer
+
+    return load_tokenizer(tokenizer_folders["bart"])
+
+
+@pytest.fixture
+def t5_tokenizer(tokenizer_folders: dict[str, str]) -> PreTrainedTokenizerBase:
+    from kedit.lm.backbones import load_tokenizer
+
+    return load_tokenizer(tokenizer_folders["t5"])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data that KEDIT_DATA names."""
+    if not os.environ.get("KEDIT_DATA"):
+        pytest.skip("KEDIT_DATA names no folder of real data")
+    return Path(os.environ["KEDIT_DATA"])
