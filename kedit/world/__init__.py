@@ -1,0 +1,6 @@
+"""A small made-up world, so that everything runs with nothing to download. Its data is for demonstration only."""
+
+from kedit.world.facts import World
+from kedit.world.wiki import WorldWiki
+
+__all__ = ["World", "WorldWiki"]

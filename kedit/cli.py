@@ -1,0 +1,99 @@
+"""Every command of the application. Heavy packages are imported when a command runs: `--help` answers at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+PROGRAM = "python -m kedit"
+
+
+def train(command: str, arguments: Sequence[str]) -> None:
+    import kedit.kilm  # noqa: F401  short class names resolve
+    from kedit.editing.module import EditingModule
+    from kedit.running.application import Application
+
+    Application(EditingModule, command, arguments)
+
+
+def corpus(command: str, arguments: Sequence[str]) -> None:
+    from kedit.kilm import build_corpus
+    from kedit.running.functions import call
+
+    call(build_corpus, command, arguments)
+
+
+def export(command: str, arguments: Sequence[str]) -> None:
+    from kedit.running.export import export
+    from kedit.running.functions import call
+
+    call(export, command, arguments)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
+    "fit": ("train a model as a configuration says; go on with a run by --ckpt_path last", train),
+    "validate": ("the validation metrics of a run's best checkpoint", train),
+    "test": ("the test metrics of a run's best checkpoint, as a table and in results.json", train),
+    "predict": ("answers of a run's best checkpoint for a JSONL file, in predictions.jsonl", train),
+    "corpus": ("a Wikipedia dump, or a made-up world, to a tokenised corpus to train on", corpus),
+    "export": ("a checkpoint to a Hugging Face folder", export),
+}
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items()]
+    head = [f"usage: {PROGRAM} COMMAND [--config FILE ...] [--key value ...]", "", "commands:"]
+    foot = f"""
+{PROGRAM} COMMAND --help lists a command's keys; --print_config prints its configuration;
+--debug shows the traceback of an error that is otherwise told in a few lines."""
+    return "\n".join([*head, *lines, foot])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0, or 2 for wrong usage or bad input (told in one to three lines), 1 for an error of our own (with its
+        traceback), 130 for Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("KEDIT_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"{PROGRAM}: error: unknown command {command!r}: {hint}", file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[command][1](command, rest)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into exit code 1
+        return _interrupted() if isinstance(stop.__context__, KeyboardInterrupt) else _code(stop)
+    except Exception as error:
+        from kedit.running.errors import told
+
+        message = told(error)
+        if message is None or debug:
+            traceback.print_exc()
+        if message is not None:
+            print(f"{PROGRAM} {command}: error: {message}", file=sys.stderr)
+        return 1 if message is None else 2
+    return 0
+
+
+def _interrupted() -> int:
+    print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    return 130
+
+
+def _code(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -1,0 +1,222 @@
+"""A tokenised corpus on disk, memory-mapped: units of text with mentions of entities, and what the entities are.
+
+Knows the folder that `build_corpus` writes; knows nothing of Wikipedia or of what the units are used for.
+"""
+
+import json
+from bisect import bisect_left
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from kedit.editing.sources import DataError
+from kedit.lm.backbones import load_tokenizer
+from kedit.lm.text import fingerprint
+
+FORMAT = 1
+# dtype None: the corpus' token type; U units, M mentions, E entities
+ARRAYS = (
+    "tokens",  # all units one behind the other
+    "unit_offsets",  # int64 [U+1]
+    "articles",  # int32 [U], the entity whose article the unit is from
+    "mentions",  # int32 [M, 3]: start, end (tokens of the unit), entity
+    "mention_offsets",  # int64 [U+1]
+    "title_tokens",
+    "title_offsets",  # int64 [E+1]
+    "description_tokens",
+    "description_offsets",  # int64 [E+1]
+)
+TABLES = ("entities", "anchors")
+
+
+class Corpus:
+    """A corpus, opened without reading it: cheap to open, to pickle and to fork.
+
+    Args:
+        folder: what `python -m kedit corpus --output` wrote.
+
+    Raises:
+        DataError: the folder holds no corpus, or an unfinished or damaged one.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = self._manifest()
+        for name in ARRAYS:
+            setattr(self, f"_{name}", self._array(name))
+        self._tables = {name: self._table(name) for name in TABLES}
+        units, entities = self.manifest["units"], self.manifest["entities"]
+        for name, length in (
+            ("unit_offsets", units + 1),
+            ("mention_offsets", units + 1),
+            ("title_offsets", entities + 1),
+        ):
+            if len(getattr(self, f"_{name}")) != length:
+                raise self._damaged(f"{name}.npy holds {len(getattr(self, f'_{name}')):,} numbers, not {length:,}")
+        if len(self._tokens) != self.manifest["tokens"]:
+            raise self._damaged(f"tokens.npy holds {len(self._tokens):,} tokens, not {self.manifest['tokens']:,}")
+
+    _tokens: np.ndarray
+    _unit_offsets: np.ndarray
+    _articles: np.ndarray
+    _mentions: np.ndarray
+    _mention_offsets: np.ndarray
+    _title_tokens: np.ndarray
+    _title_offsets: np.ndarray
+    _description_tokens: np.ndarray
+    _description_offsets: np.ndarray
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            unfinished = (self.folder / "build.json").is_file()
+            what = "an unfinished corpus: run the same command again to go on" if unfinished else "no corpus: run"
+            raise DataError(f"{self.folder} holds {what} `python -m kedit corpus --output {self.folder} ...`")
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise self._damaged(f"manifest.json is not readable ({error})") from None
+        if manifest.get("format") != FORMAT:
+            raise self._damaged(f"manifest.json has format {manifest.get('format')}, this version reads {FORMAT}")
+        return manifest
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(
+            f"the corpus in {self.folder} is damaged: {what}: remove the folder and run "
+            f"`python -m kedit corpus --output {self.folder} ...` again"
+        )
+
+    def _array(self, name: str) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        try:
+            # an empty array cannot be mapped
+            array: np.ndarray = np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
+            return array
+        except FileNotFoundError:
+            raise self._damaged(f"{name}.npy is missing") from None
+        except (ValueError, OSError) as error:
+            raise self._damaged(f"{name}.npy is cut short or damaged ({error})") from None
+
+    def _table(self, name: str) -> pa.Table:
+        path = self.folder / f"{name}.arrow"
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except FileNotFoundError:
+            raise self._damaged(f"{name}.arrow is missing") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(f"{name}.arrow is cut short or damaged ({error})") from None
+
+    def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
+        return type(self), (self.folder,)
+
+    # units
+
+    def __len__(self) -> int:
+        """Number of units U."""
+        return len(self._unit_offsets) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each unit, int32 [U]."""
+        return np.diff(self._unit_offsets).astype(np.int32)
+
+    def tokens(self, unit: int) -> np.ndarray:
+        """int32 [n]"""
+        return self._tokens[self._unit_offsets[unit] : self._unit_offsets[unit + 1]].astype(np.int32)
+
+    @property
+    def mention_offsets(self) -> np.ndarray:
+        """Where each unit's mentions begin among all, int64 [U+1]."""
+        return self._mention_offsets
+
+    @property
+    def mention_entities(self) -> np.ndarray:
+        """The entity of every mention, in the order of the units, int32 [M]."""
+        return self._mentions[:, 2]
+
+    def mentions(self, unit: int) -> np.ndarray:
+        """Mentions of a unit, int32 [m, 3]: first token, one past the last, entity; sorted, not overlapping."""
+        return np.array(self._mentions[self._mention_offsets[unit] : self._mention_offsets[unit + 1]])
+
+    def surface(self, unit: int, mention: int) -> str:
+        """The words of the unit's mention number `mention`."""
+        start, end, _ = self._mentions[self._mention_offsets[unit] + mention]
+        text: str = self.tokenizer().decode(self.tokens(unit)[start:end].tolist(), clean_up_tokenization_spaces=False)
+        return text.strip()
+
+    def article(self, unit: int) -> str:
+        """Title of the article that the unit is from."""
+        return self.title(int(self._articles[unit]))
+
+    # entities
+
+    @property
+    def entities(self) -> int:
+        """Number of entities E."""
+        return len(self._title_offsets) - 1
+
+    def title(self, entity: int) -> str:
+        return str(self._tables["entities"]["title"][int(entity)])
+
+    def description(self, entity: int) -> str:
+        """Empty where the entity has none."""
+        return str(self._tables["entities"]["description"][int(entity)])
+
+    def title_tokens(self, entity: int) -> np.ndarray:
+        """int32 [n], as in running text (a space before)."""
+        return self._title_tokens[self._title_offsets[entity] : self._title_offsets[entity + 1]].astype(np.int32)
+
+    def description_tokens(self, entity: int) -> np.ndarray:
+        """int32 [n], as in running text (a space before); empty where the entity has no description."""
+        a, b = self._description_offsets[entity], self._description_offsets[entity + 1]
+        return self._description_tokens[a:b].astype(np.int32)
+
+    @cached_property
+    def knowledge_lengths(self) -> np.ndarray:
+        """Tokens of title and description together, int32 [E]; 0 where there is no description."""
+        description = np.diff(self._description_offsets)
+        return np.where(description > 0, np.diff(self._title_offsets) + description, 0).astype(np.int32)
+
+    def candidates(self, surface: str) -> list[tuple[int, int]]:
+        """(entity, how often) that links with exactly this text lead to, the most frequent first."""
+        anchors = self._tables["anchors"]
+        surfaces, wanted = anchors["surface"], surface.encode()
+        start = bisect_left(range(len(surfaces)), wanted, key=lambda i: str(surfaces[i]).encode())
+        found = []
+        while start < len(surfaces) and str(surfaces[start]) == surface:
+            found.append((anchors["entity"][start].as_py(), anchors["count"][start].as_py()))
+            start += 1
+        return found
+
+    # tokenizer
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the corpus was built with."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return load_tokenizer(self.folder / "tokenizer")
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(f"its tokenizer does not load ({error})") from None
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make sure that the corpus' ids mean the same to `tokenizer`.
+
+        Raises:
+            DataError: they do not; names both.
+        """
+        built = self.manifest["tokenizer"]
+        added = [token for token, index in tokenizer.get_added_vocab().items() if index >= built["size"]]
+        found = fingerprint(tokenizer, ignore=added)
+        if found != built["fingerprint"]:
+            raise DataError(
+                f"the corpus in {self.folder} was built with the tokenizer {built['name']} ({built['fingerprint']}), the "
+                f"model has {tokenizer.name_or_path or type(tokenizer).__name__} ({found}): build a corpus for it with "
+                f"`python -m kedit corpus --tokenizer ...`"
+            )

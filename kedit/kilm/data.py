@@ -1,0 +1,287 @@
+"""A corpus as training rows, held-out rows, and questions: the LightningDataModule of KILM."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from kedit.editing.records import existing_file, fields, read_json_lines
+from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource, QuestionSource, WikiSource
+from kedit.kilm.batch import Composer, KilmBatch
+from kedit.kilm.build import PART_BYTES, build_corpus
+from kedit.kilm.corpus import Corpus
+from kedit.kilm.infiller import find_mention, mark
+from kedit.kilm.infilling import Infilling, markup
+from kedit.kilm.questions import Batches, MentionBatch, QuestionBatch, described, mentioned, split
+from kedit.kilm.wikipedia import pages
+from kedit.kilm.wikipedia import split as split_dump
+from kedit.kilm.wikitext import clean
+from kedit.lm.tokenizers import train_tokenizer
+from kedit.running.data import ResumableData
+from kedit.running.order import batch_count, batch_items, epoch_order
+
+
+@dataclass
+class MadeCorpus:
+    """A corpus to be made when it is first needed, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit).
+
+    Args:
+        wiki: writes the dump.
+        tokenizer: hub id or folder; without it one is trained on the dump.
+        vocabulary: tokens of the trained one.
+        sentinels: T5's sentinels in the trained one.
+        setting: lead sections or whole articles.
+        chunk_tokens: longest document.
+    """
+
+    wiki: WikiSource
+    tokenizer: str | None = None
+    vocabulary: int = 2048
+    sentinels: int = 0
+    setting: Literal["lead", "full"] = "full"
+    chunk_tokens: int = 64
+
+    def folder(self) -> Path:
+        settings = [self.wiki.fingerprint, self.tokenizer, self.vocabulary, self.sentinels, self.setting,
+                    self.chunk_tokens]  # fmt: skip
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        return Path(os.environ.get("KEDIT_CACHE", Path.home() / ".cache" / "kedit")) / "corpora" / name
+
+    def make(self) -> Path:
+        """The corpus' folder, written unless it is complete."""
+        folder = self.folder()
+        corpus = folder / "corpus"
+        if not (corpus / "manifest.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            dump = self.wiki.write(folder)
+            tokenizer = self.tokenizer
+            if tokenizer is None:
+                tokenizer = str(folder / "tokenizer")
+                train_tokenizer(self._texts(dump), self.vocabulary, self.sentinels).save_pretrained(tokenizer)
+            build_corpus(
+                dump=dump, tokenizer=tokenizer, output=corpus, setting=self.setting, chunk_tokens=self.chunk_tokens
+            )
+        return corpus
+
+    def _texts(self, dump: list[Path]) -> Iterator[str]:
+        """What the corpus will hold: articles, and titles and descriptions as they stand behind another word."""
+        for path in dump:
+            for page in (page for part in split_dump(path, PART_BYTES) for page in pages(part)):
+                if page.namespace == 0 and page.redirect is None and page.text:
+                    cleaned = clean(page.text, self.setting)
+                    yield from (cleaned.text, f" {page.title}", f" {cleaned.short_description or ''}")
+
+
+@dataclass
+class Evaluation:
+    """What is asked in validation and test.
+
+    Args:
+        held_out: documents kept out of training for validation, and as many for test; at most a fifth of all each.
+        validation_mentions: mentions described in each validation.
+        panel: how many of these are shown in TensorBoard.
+        test_mentions: mentions described and told apart in the test, in each set.
+        scoring: how candidates are compared: sum of log p, its mean over tokens, or sum plus log prior.
+        benchmarks: further sets of mentions or questions to test on.
+        batch: mentions or questions at a time.
+    """
+
+    held_out: int = 1000
+    validation_mentions: int = 128
+    panel: int = 6
+    test_mentions: int = 1000
+    scoring: Literal["sum", "mean", "prior"] = "sum"
+    benchmarks: list[MentionSource | QuestionSource] | None = None
+    batch: int = 64
+
+
+class KilmData(ResumableData):
+    """Documents of a corpus, in packed rows.
+
+    Args:
+        corpus: folder that `python -m kedit corpus` wrote.
+        make: makes a corpus instead.
+        infilling: what is hidden.
+        row_tokens: most tokens of a row on its longer side (BART's target, T5's source).
+        packing: several documents in a row; false for one.
+        batch_rows: rows a device handles at a time.
+        batch_tokens: target tokens of an optimiser step over all devices and accumulated batches, instead of
+            `batch_rows`; rounded to whole rows.
+        evaluation: what is asked in validation and test.
+        predict: JSONL of {"text", "mention" or "span", optional "candidates"}, for `predict`.
+        num_workers: processes that prepare batches.
+        pin_memory: hand out batches in pinned memory.
+    """
+
+    def __init__(
+        self,
+        corpus: str | None = None,
+        make: MadeCorpus | None = None,
+        infilling: Infilling | None = None,
+        row_tokens: int = 512,
+        packing: bool = True,
+        batch_rows: int | None = None,
+        batch_tokens: int | None = None,
+        evaluation: Evaluation | None = None,
+        predict: str | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        super().__init__()
+        if (corpus is None) == (make is None):
+            raise ValueError("data needs a corpus: give either data.corpus (a folder) or data.make")
+        if (batch_rows is None) == (batch_tokens is None):
+            raise ValueError("data needs a batch size: give either data.batch_rows or data.batch_tokens")
+        self.folder = corpus
+        self.make = make
+        self.infilling = infilling or Infilling()
+        self.row_tokens, self.packing = row_tokens, packing
+        self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
+        self.evaluation = evaluation or Evaluation()
+        self.predict_file = predict
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self._corpus: Corpus | None = None
+        self._order: tuple[int, np.ndarray] | None = None
+
+    # set-up -----------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        if self.make is not None:
+            self.make.make()
+
+    def setup(self, stage: str) -> None:
+        if self._corpus is not None:
+            return
+        corpus = self._corpus = Corpus(self.folder if self.make is None else self.make.folder() / "corpus")
+        self.tokenizer = corpus.tokenizer()
+        self.marks = markup(self.tokenizer)
+        self.train_units, self.validation_units, self.test_units = split(
+            len(corpus), self.evaluation.held_out, self.seed
+        )
+        if stage == "fit":
+            self.train = self.composer(self.train_units, self.infilling)
+            for reason, count in self.train.skipped.items():
+                if count:
+                    rank_zero_info(f"left out of training: {count} {reason}")
+
+    def composer(self, units: np.ndarray, infilling: Infilling) -> Composer:
+        return Composer(self.corpus, units, self.marks, infilling, self.row_tokens, self.seed, self.packing)
+
+    @property
+    def corpus(self) -> Corpus:
+        if self._corpus is None:
+            raise RuntimeError("KilmData is not set up: call prepare_data() and setup('fit') first")
+        return self._corpus
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def _rows_at_a_time(self) -> int:
+        """Rows of one process in one micro-batch."""
+        if self.batch_rows is not None:
+            return self.batch_rows
+        assert self.batch_tokens is not None
+        share = self._processes[1] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+        return max(1, round(self.batch_tokens / self._row_target_tokens / share))
+
+    @property
+    def _row_target_tokens(self) -> float:
+        """Target tokens of a full row: all of it for BART; for T5 read off the first rows."""
+        if self.marks.family == "bart":
+            return self.row_tokens
+        sample = self.train.batch(range(min(len(self.train.rows), 32)), epoch=0)
+        return sample.target_tokens / min(len(self.train.rows), 32)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return batch_count(len(self.train.rows), self._rows_at_a_time * self._processes[1])
+
+    def make_batch(self, epoch: int, batch: int) -> KilmBatch:
+        rank, world = self._processes
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.train.rows), self.seed, epoch)
+        order, size = self._order[1], self._rows_at_a_time * world
+        rows = batch_items(order, batch, size, rank, world)
+        if len(rows):
+            return self.train.batch(rows.tolist(), epoch)
+        return self.train.batch([order[batch * size]], epoch, muted=True)
+
+    # evaluation -------------------------------------------------------------------------------------------------------
+
+    def _held_out_rows(self, units: np.ndarray, infilling: Infilling) -> Batches:
+        composer = self.composer(units, infilling)
+        rank, world = self._processes
+        return Batches(lambda _, rows: composer.batch(rows, epoch=0), "rows", range(len(composer.rows)), 8, rank, world)
+
+    def _mentions(self, task: str, mentions: list[Any]) -> Batches:
+        return Batches(MentionBatch, task, mentions, self.evaluation.batch, *self._processes)
+
+    def val_dataloader(self) -> list[Batches]:
+        known = mentioned(self.corpus, self.train_units)
+        self.panel = described(self.corpus, self.validation_units, known, self.evaluation.panel, self.seed)
+        loaders = [self._held_out_rows(self.validation_units, self.infilling)]
+        if self.infilling.knowledge:
+            asked = described(
+                self.corpus, self.validation_units, known, self.evaluation.validation_mentions, self.seed
+            )
+            loaders.append(self._mentions("description", asked))
+        return loaders
+
+    def test_dataloader(self) -> list[Batches]:
+        corpus, most, seed = self.corpus, self.evaluation.test_mentions, self.seed
+        known = mentioned(corpus, self.train_units)
+        plain = Infilling(self.infilling.masked_share, self.infilling.span_length, knowledge=False)
+        loaders = [
+            self._held_out_rows(self.test_units, plain),
+            self._mentions("seen", described(corpus, self.train_units, known, most, seed)),
+            self._mentions("unseen", described(corpus, self.test_units, known, most, seed)),
+            self._mentions(
+                "disambiguation", described(corpus, self.test_units, known, most, seed, ambiguous=True)
+            ),
+        ]
+        for benchmark in self.evaluation.benchmarks or []:
+            if isinstance(benchmark, MentionSource):
+                loaders.append(self._mentions(benchmark.name, [mark(self.tokenizer, one) for one in benchmark]))
+            else:
+                size, processes = self.evaluation.batch, self._processes
+                loaders.append(Batches(QuestionBatch, benchmark.name, list(benchmark), size, *processes))
+        return loaders
+
+    def predict_dataloader(self) -> Batches:
+        if self.predict_file is None:
+            raise DataError("nothing to predict: give a JSONL file by --data.predict FILE")
+        mentions = [mark(self.tokenizer, question) for question in read_mentions(Path(self.predict_file))]
+        return Batches(MentionBatch, "predict", mentions, self.evaluation.batch, *self._processes)
+
+
+def read_mentions(file: Path) -> Iterator[MentionQuestion]:
+    """Mentions of a JSONL file: {"text", "mention" or "span", optional "candidates": [{"title", "description"}]}.
+
+    Raises:
+        DataError: a line is not such an object; it is named.
+    """
+    for where, record in read_json_lines(existing_file(file, "predict")):
+        (text,) = fields(record, where, text=str)
+        if "span" in record:
+            span = record["span"]
+            if not (isinstance(span, list) and len(span) == 2 and all(isinstance(place, int) for place in span)):
+                raise DataError(f"{where}: 'span' is {span!r}, wanted two character offsets [start, end]")
+            start, end = span
+        else:
+            (mention,) = fields(record, where, mention=str)
+            start, end = find_mention(text, mention, where=f"{where}: ")
+        candidates = []
+        for candidate in record.get("candidates", []):
+            (title,) = fields(candidate, f"{where}, candidates", title=str)
+            candidates.append(Candidate(title, str(candidate.get("description", "")), float(candidate.get("prior", 0))))
+        yield MentionQuestion(text, (start, end), candidates, source=where)

@@ -1,0 +1,206 @@
+"""KILM as a LightningModule: one packed forward pass, the loss by class, and the questions it is judged by."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from kedit.editing.metrics import DisambiguationScore, ExactMatch, MeanOverTokens, RougeL, TokenF1
+from kedit.editing.module import EditingModule
+from kedit.editing.sources import DataError
+from kedit.kilm.batch import KilmBatch
+from kedit.kilm.infiller import Infiller, MarkedMention
+from kedit.kilm.infilling import CLASSES, markup
+from kedit.kilm.loss import ClassWeights, kilm_loss
+from kedit.kilm.questions import MentionBatch, QuestionBatch
+from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, output_head, save_skeleton
+from kedit.lm.flops import forward_flops
+from kedit.lm.optim import Schedule
+from kedit.lm.packing import decode, encode, row_limit
+
+
+class KilmModule(EditingModule):
+    """Knowledge injection by infilling (Xu et al. 2023).
+
+    Args:
+        backbone: the BART or T5 to start from.
+        class_weights: what copied, infilled and knowledge tokens weigh in the loss.
+        optimizer: the optimiser, as class_path and init_args.
+        schedule: learning rate over steps.
+        weight_decay: decay of matrices; biases and norms have none.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_weights: ClassWeights | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(optimizer, schedule, weight_decay)
+        self.backbone = backbone
+        self.class_weights = class_weights or ClassWeights()
+        self.scores = nn.ModuleDict()
+
+    # set-up -----------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Build the model; here rather than in configure_model, where ZeRO-3 would skip its initialisation."""
+        if hasattr(self, "model"):
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.backbone.name is not None:
+            self.tokenizer = load_tokenizer(self.backbone.name, self.backbone.revision)
+            data.corpus.check_tokenizer(self.tokenizer)
+            marks = markup(self.tokenizer)
+        else:
+            self.tokenizer, marks = data.tokenizer, data.marks
+        self.model = load_seq2seq(self.backbone, self.tokenizer)
+        if ("bart" in self.model.config.model_type) != (marks.family == "bart"):
+            raise DataError(
+                f"the model is a {self.model.config.model_type}, but the corpus was written for a {marks.family} "
+                "tokenizer: build the corpus with the model's own tokenizer (--tokenizer)"
+            )
+        limit = row_limit(self.model)
+        if limit is not None and data.row_tokens > limit:
+            raise DataError(f"data.row_tokens is {data.row_tokens}, but the model has {limit} positions: lower it")
+        self.model.train()
+
+    def on_fit_start(self) -> None:
+        self._save_skeleton()
+
+    @rank_zero_only
+    def _save_skeleton(self) -> None:
+        """What `export` needs beside a checkpoint: configuration and tokenizer."""
+        callback = self.trainer.checkpoint_callback
+        folder = getattr(callback, "dirpath", None)
+        if folder is not None:
+            save_skeleton(self.model, self.tokenizer, Path(folder) / "backbone")
+
+    def infiller(self) -> Infiller:
+        """The model in use, as it stands now."""
+        return Infiller(self.model, self.tokenizer)
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def _loss(self, batch: KilmBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        states = decode(self.model, encode(self.model, batch.rows), batch.rows)
+        weight, bias = output_head(self.model)
+        return kilm_loss(
+            states, weight, bias, batch.where_N, batch.targets_N, batch.classes_N, self.class_weights
+        )
+
+    def training_step(self, batch: KilmBatch, batch_idx: int) -> torch.Tensor:
+        batch.flops = 3 * forward_flops(self.model.config, batch.source_lengths, batch.target_lengths)
+        loss, sums, counts = self._loss(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        means = sums / counts
+        for index, name in enumerate(CLASSES):
+            if batch.class_counts[index]:
+                self.log(f"train/loss/{name}", means[index], batch_size=1)
+        return loss
+
+    # validation and test ----------------------------------------------------------------------------------------------
+
+    def _score(self, key: str, kind: type[nn.Module]) -> Any:
+        """The metric of this key, made when it is first needed."""
+        if key not in self.scores:
+            self.scores[key] = kind().to(self.device)
+        return self.scores[key]
+
+    def _judge_rows(self, batch: KilmBatch, prefix: str) -> None:
+        _, sums, counts = self._loss(batch)
+        self._score(prefix, MeanOverTokens).update(sums.sum(), int(batch.class_counts.sum()))
+        for index, name in enumerate(CLASSES):
+            if batch.class_counts[index]:
+                self._score(f"{prefix}/{name}", MeanOverTokens).update(sums[index], int(batch.class_counts[index]))
+
+    def _judge_descriptions(self, mentions: list[MarkedMention], prefix: str, suffix: str = "") -> None:
+        answers = [answer.description for answer in self.infiller().describe_marked(mentions)]
+        gold = [mention.question.description for mention in mentions]
+        for name, kind in (("exact_match", ExactMatch), ("f1", TokenF1), ("rouge_l", RougeL)):
+            self._score(f"{prefix}_{name}{suffix}", kind).update(answers, gold)
+
+    def _judge_choices(self, mentions: list[MarkedMention], key: str) -> None:
+        scoring = self.trainer.datamodule.evaluation.scoring  # type: ignore[attr-defined]
+        questions = [mention.question for mention in mentions]
+        choices = self.infiller().disambiguate_marked(mentions, scoring)
+        titles = [
+            question.candidates[choice.index].title if choice.index >= 0 else ""
+            for question, choice in zip(questions, choices, strict=True)
+        ]
+        self._score(key, DisambiguationScore).update(titles, questions)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if isinstance(batch, KilmBatch):
+            self._judge_rows(batch, "val/loss")
+        else:
+            self._judge_descriptions(batch.mentions, "val/description")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if isinstance(batch, KilmBatch):
+            _, sums, _ = self._loss(batch)
+            self._score("test/infilling_loss", MeanOverTokens).update(sums[1], int(batch.class_counts[1]))
+        elif isinstance(batch, QuestionBatch):
+            answers = self.infiller().answer([question.question for question in batch.questions])
+            gold = [question.answers for question in batch.questions]
+            self._score(f"test/{batch.task}/exact_match", ExactMatch).update(answers, gold)
+            self._score(f"test/{batch.task}/f1", TokenF1).update(answers, gold)
+        elif batch.task in ("seen", "unseen"):
+            self._judge_descriptions(batch.mentions, "test/description", f"/{batch.task}")
+        else:
+            self._judge_choices(batch.mentions, f"test/{batch.task}")
+
+    def _report(self) -> None:
+        """Log every metric of this stage and start it afresh."""
+        for key, metric in self.scores.items():
+            value = metric.compute()
+            metric.reset()
+            for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
+                place = key if name is None else f"{key}_{name}" if key == "test/disambiguation" else f"{key}/{name}"
+                self.log(place, number.float(), prog_bar=place == "val/loss", sync_dist=False, rank_zero_only=False)
+        self.scores.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        self._report()
+        self._show_panel()
+
+    def on_test_epoch_end(self) -> None:
+        self._report()
+
+    @rank_zero_only
+    def _show_panel(self) -> None:
+        """The same few mentions after every validation: context, what the model says, what is right."""
+        mentions = getattr(self.trainer.datamodule, "panel", [])  # type: ignore[attr-defined]
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not mentions or not loggers or self.trainer.sanity_checking:
+            return
+        lines = ["| context | generated | gold |", "|---|---|---|"]
+        for mention, answer in zip(mentions, self.infiller().describe_marked(mentions), strict=True):
+            (start, end), text = mention.question.span, mention.question.text
+            context = f"{text[max(0, start - 120):start]}**{text[start:end]}**{text[end:end + 120]}"
+            generated = f"{answer.title}: {answer.description}"
+            gold = f"{mention.question.gold}: {mention.question.description}"
+            lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ")
+                                           for cell in (context, generated, gold)) + " |")  # fmt: skip
+        for logger in loggers:
+            logger.experiment.add_text("descriptions", "\n".join(lines), self.global_step)
+
+    def predict_step(self, batch: MentionBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Title and description of each mention, and the likeliest candidate where there are candidates."""
+        infiller = self.infiller()
+        results = []
+        answers, choices = infiller.describe_marked(batch.mentions), infiller.disambiguate_marked(batch.mentions)
+        for mention, answer, choice in zip(batch.mentions, answers, choices, strict=True):
+            question = mention.question
+            result: dict[str, Any] = {"text": question.text, "span": list(question.span), "mention": question.mention}
+            result |= {"title": answer.title, "description": answer.description}
+            if choice.index >= 0:
+                result |= {"choice": question.candidates[choice.index].title, "scores": choice.scores}
+            results.append(result)
+        return results

@@ -1,0 +1,127 @@
+"""Mentions of a corpus as questions with known answers, and questions in batches for evaluation.
+
+"Unseen" is a context that was held out of training while its entity was mentioned in training; "seen" is a training
+context (the paper's two validation sets).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kedit.editing.sources import Candidate, MentionQuestion, Question
+from kedit.kilm.corpus import Corpus
+from kedit.kilm.infiller import MarkedMention
+
+
+@dataclass
+class MentionBatch:
+    """Mentions to be described, or told apart where they have candidates; `task` names the result."""
+
+    task: str
+    mentions: list[MarkedMention]
+
+
+@dataclass
+class QuestionBatch:
+    """Questions to be answered; `task` names the result."""
+
+    task: str
+    questions: list[Question]
+
+
+class Batches:
+    """Items in batches, dealt out to processes: a loader that Lightning takes as it is.
+
+    Args:
+        kind: makes a batch of a task's name and a list of items.
+        task: the name.
+        items: the items.
+        size: items in a batch.
+        rank: number of this process.
+        world: how many there are.
+    """
+
+    def __init__(self, kind: Any, task: str, items: Sequence[Any], size: int, rank: int = 0, world: int = 1):
+        self.kind, self.task, self.size = kind, task, size
+        self.items = list(items)[rank::world]
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self.items), self.size):
+            yield self.kind(self.task, self.items[start : start + self.size])
+
+
+def split(units: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Units for training, validation and test, sorted: `held_out` each for the latter two, at most a fifth of all."""
+    held_out = min(held_out, units // 5)
+    order = np.random.default_rng([seed, 1]).permutation(units)
+    parts = order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
+    return np.sort(parts[0]), np.sort(parts[1]), np.sort(parts[2])
+
+
+def mentioned(corpus: Corpus, units: np.ndarray) -> np.ndarray:
+    """How often each entity is mentioned in `units`: int64 [entities]."""
+    counts = np.zeros(len(corpus.knowledge_lengths), dtype=np.int64)
+    for unit in units.tolist():
+        np.add.at(counts, np.asarray(corpus.mentions(unit))[:, 2], 1)
+    return counts
+
+
+def described(
+    corpus: Corpus, units: Iterable[int], known: np.ndarray, most: int, seed: int, ambiguous: bool = False
+) -> list[MarkedMention]:
+    """One mention of each unit, drawn from those with a description whose entity `known` counts.
+
+    Args:
+        corpus: the documents.
+        units: where to look.
+        known: how often each entity is mentioned in training.
+        most: most mentions to return.
+        seed: of the draw.
+        ambiguous: only mentions whose words also name another entity; these then carry all of them as candidates.
+    """
+    random = np.random.default_rng([seed, 2])
+    found: list[MarkedMention] = []
+    for unit in random.permutation(np.fromiter(units, dtype=np.int64)).tolist():
+        if len(found) == most:
+            break
+        mentions = [
+            mention
+            for mention in np.asarray(corpus.mentions(unit)).tolist()
+            if corpus.knowledge_lengths[mention[2]] and known[mention[2]]
+        ]
+        random.shuffle(mentions)
+        for mention in mentions:
+            marked = _mark(corpus, unit, mention, ambiguous)
+            if not ambiguous or len(marked.question.candidates) > 1:
+                found.append(marked)
+                break
+    return found
+
+
+def _mark(corpus: Corpus, unit: int, mention: Sequence[int], candidates: bool) -> MarkedMention:
+    start, end, entity = mention
+    ids = np.asarray(corpus.tokens(unit))
+    decode = corpus.tokenizer().decode
+    before, surface, after = decode(ids[:start]), decode(ids[start:end]), decode(ids[end:])
+    left = len(before) + len(surface) - len(surface.lstrip())
+    surface = surface.strip()
+    options = []
+    if candidates:
+        options = [
+            Candidate(corpus.title(other), corpus.description(other), float(count))
+            for other, count in sorted(corpus.candidates(surface))
+        ]
+    question = MentionQuestion(
+        text=before + decode(ids[start:end]) + after,
+        span=(left, left + len(surface)),
+        candidates=options,
+        gold=corpus.title(entity),
+        description=corpus.description(entity),
+        source=corpus.article(unit),
+    )
+    return MarkedMention(ids, (start, end), question)

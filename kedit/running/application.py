@@ -1,0 +1,213 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with a run's folders, one-line errors, and the callbacks that
+every method gets. Knows Lightning; a method comes in by the configuration's `class_path`.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from kedit.editing.sources import DataError
+from kedit.running.checkpoints import DurableCheckpointIO
+from kedit.running.data import TrainingPosition
+from kedit.running.guard import FiniteLoss
+from kedit.running.parsing import PROGRAM, Parser, restrict_imports
+from kedit.running.progress import progress_bar
+from kedit.running.records import PredictionFile, SavedConfig, flat_hyperparameters, log_hyperparameters, report
+from kedit.running.runs import Run, RunFolder, existing_run, find_checkpoint, new_run, state_of
+from kedit.running.throughput import GradientNorm, TrainingThroughput
+
+# what a checkpoint may contain, what is returned and how it is printed is not for a configuration to say
+FIXED = {"weights_only", "return_predictions", "verbose"}
+
+
+class Application(LightningCLI):
+    """Parses the command line, builds model, data and trainer, and runs one of the Trainer's methods.
+
+    Args:
+        module: base class of the models that a configuration may name.
+        command: fit, validate, test or predict.
+        arguments: the command line after the command.
+    """
+
+    folder: RunFolder
+    saved_config: str
+
+    def __init__(self, module: type[LightningModule], command: str, arguments: Sequence[str]) -> None:
+        self.command = command
+        # advertising
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+            lambda r: "litlogger" not in r.getMessage()
+        )
+        restrict_imports()
+        Parser.arguments = arguments
+        super().__init__(
+            module,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # it writes in every stage
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_class=Parser,
+            parser_kwargs={"prog": PROGRAM},
+            auto_configure_optimizers=False,
+            args=[command, *arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return {self.command: LightningCLI.subcommands()[self.command] | FIXED}
+
+    def setup_parser(self, *args: Any) -> None:
+        super().setup_parser(*args)
+        self._parser(self.command).prog = f"{PROGRAM} {self.command}"
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # without LightningCLI's warning on sys.argv
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: LightningCLI would merge the checkpoint's hyper-parameters over it."""
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="The one seed of the run.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Run, "run")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint", skip={"dirpath"}, fail_untyped=False)
+        parser.callback_keys.append("checkpoint")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Whether fit ends by testing its best checkpoint."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run's folders and the checkpoint that is meant; nothing is written yet."""
+        config = self.config[self.command]
+        run = Run(**config.run.as_dict())
+        wanted = config.get("ckpt_path")
+        checkpoint: Path | None = None
+        if self.command == "fit" and not wanted:
+            self.folder = new_run(run)
+        else:
+            self.folder = existing_run(run)
+            checkpoint = self._checkpoint(run, wanted)
+        config.run.name, config.run.numbered, config.ckpt_path = self.folder.name, False, None
+        self.saved_config = self._parser(self.command).dump(config, skip_none=False)
+        self.checkpoint = None if checkpoint is None else str(checkpoint)
+        say(f"run {self.folder.name}: {self.folder.checkpoints}, {self.folder.logs}")
+        if checkpoint is not None:
+            say(f"from {checkpoint}")
+
+    def _checkpoint(self, run: Run, wanted: str | None) -> Path | None:
+        if wanted in (None, "last") and not any(self.folder.checkpoints.glob("*.ckpt")):
+            # so that one command line both starts a job and goes on with it; and a model may be tested as it comes
+            untouched = "starting at the beginning" if self.command == "fit" else "taking the model as configured"
+            say(f"no checkpoint in {self.folder.checkpoints}: {untouched}")
+            return None
+        checkpoint, skipped = find_checkpoint(self.folder, wanted or "best")
+        for note in skipped:
+            say(note)
+        if self.command == "fit" and not checkpoint.resolve().is_relative_to(self.folder.checkpoints.resolve()):
+            self.folder = new_run(run)
+        return checkpoint
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise DataError(_innermost(error)) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "Error(s) in loading state_dict" not in str(error):
+                raise
+            first = [line.strip() for line in str(error).splitlines()[1:3]]
+            fit = f"checkpoint {self.checkpoint} does not fit {type(self.model).__name__} as configured"
+            raise DataError("\n".join([f"{fit} (another architecture or tokenizer?)", *first])) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self._get(self.config_init, "checkpoint").dirpath = os.path.realpath(self.folder.checkpoints)
+        given = self._get(self.config_init, "trainer")
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = self._logger()
+        callbacks = [TrainingPosition(), FiniteLoss(), TrainingThroughput(), GradientNorm()]
+        if self.command == "fit":
+            callbacks.append(SavedConfig(self.folder, self.saved_config))
+        if self.command == "predict":
+            callbacks.append(PredictionFile(self.folder.logs / "predictions.jsonl"))
+        if given.get("enable_progress_bar") is not False and not any(
+            isinstance(callback, ProgressBar) for callback in _list(given.get("callbacks"))
+        ):
+            callbacks.append(progress_bar())
+        self.trainer_defaults["callbacks"] = callbacks
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        return trainer
+
+    def _logger(self) -> TensorBoardLogger:
+        more: dict[str, Any] = {}
+        if self.command == "fit" and self.checkpoint is not None:
+            # TensorBoard drops what the interrupted run logged after its checkpoint
+            more["purge_step"] = int(state_of(Path(self.checkpoint)).get("global_step", 0))
+        return TensorBoardLogger(
+            save_dir=str(self.folder.logs.parent), name=self.folder.name, version="", default_hp_metric=False, **more
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs |= {"ckpt_path": self.checkpoint, "weights_only": True}
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False
+        return kwargs
+
+    def after_fit(self) -> None:
+        metrics = _numbers(self.trainer.callback_metrics, "val/")
+        if self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+            metrics |= self._test(ckpt_path=best, datamodule=self.datamodule, model=self.model)
+        log_hyperparameters(self.trainer, flat_hyperparameters(self.saved_config), metrics)
+
+    def test(self, **kwargs: Any) -> None:
+        self._test(**kwargs)
+
+    def _test(self, **kwargs: Any) -> dict[str, float]:
+        results: dict[str, float] = {}
+        for part in self.trainer.test(**(kwargs | {"verbose": False, "weights_only": True})):
+            results |= part
+        if self.trainer.is_global_zero:
+            report(results, getattr(self.model, "metric_meanings", {}), self.folder.logs / "results.json")
+        return results
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _innermost(error: BaseException) -> str:
+    """What a constructor said, without what jsonargparse puts around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ValueError | TypeError | MisconfigurationException) and "Does not validate" not in str(
+            cause
+        ):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _numbers(metrics: Any, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}

@@ -1,0 +1,211 @@
+"""A datamodule whose training resumes exactly: at the next batch, with the same random numbers.
+
+Lightning restarts a plain loader at its first batch, loses a batch to prefetching and keeps no random state. Here the
+position is one integer in the datamodule's own state, counted when a batch has been trained on, and a batch is a pure
+function of that integer. Knows nothing of any method.
+"""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class ResumableData(LightningDataModule):
+    """A datamodule that implements `batches_per_epoch` and `make_batch`; the training loader follows from these.
+
+    Needs the `TrainingPosition` callback in the trainer (the command line installs it). `num_workers` and
+    `pin_memory` are read when the loader is built.
+    """
+
+    num_workers: int = 0
+    pin_memory: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.consumed = 0
+        self._random: dict[str, Any] | None = None
+
+    @property
+    def seed(self) -> int:
+        """The one seed of the run, as `seed_everything` has set it; 0 before."""
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of this process in an epoch: the same in every epoch and on every process."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many batches an epoch has")
+
+    def make_batch(self, epoch: int, batch: int) -> Any:
+        """Training batch number `batch` (from 0) of an epoch, for this process: a pure function of its arguments.
+
+        Runs in a worker process where there are workers, so it must not draw from the global random state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not make training batches")
+
+    def train_dataloader(self) -> "BatchLoader":
+        return BatchLoader(self, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """`consumed`: micro-batches trained on since the start, alike on all processes; `random`: one random state
+        per process. Loads with `weights_only=True`. Called on every process, for it gathers.
+        """
+        own = self._random if self._random is not None else random_state()
+        states: list[Any] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, own)
+        return {"consumed": self.consumed, "random": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+            return  # testing a checkpoint is no resume
+        self.consumed = int(state_dict["consumed"])
+        states = state_dict["random"]
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        self._random = states[rank % len(states)]
+
+
+class TrainingPosition(Callback):
+    """Counts the batches trained on, and keeps training's random numbers apart from everybody else's.
+
+    The random state is put aside after every batch and taken up again before the next: neither validation, nor a
+    loader, nor a stop and resume in between changes what training draws. Must stand before ModelCheckpoint, which
+    Lightning always moves to the end.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        data = _resumable(trainer)
+        if data is not None and data._random is not None:
+            set_random_state(data._random)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        data = _resumable(trainer)
+        if data is not None:
+            data.consumed += 1
+            data._random = random_state()
+
+
+def _resumable(trainer: Trainer) -> ResumableData | None:
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, ResumableData) else None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, numpy's, torch's and this process's CUDA generator, in types that
+    `torch.load(weights_only=True)` reads.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo everything drawn since `random_state` gave this."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+class BatchLoader:
+    """The rest of the current epoch, batch by batch, from where the datamodule stands at the first `next`.
+
+    No DataLoader for Lightning to see: it would give it a sampler of its own, and start its workers before the
+    checkpoint is read. Workers and what they have prefetched are kept over epochs.
+
+    Args:
+        data: says where training stands, how long an epoch is, and makes the batches.
+        num_workers: processes that make batches; 0 makes them in this one.
+        pin_memory: hand out tensors in pinned memory (batches need a `pin_memory` method or be plain collections).
+    """
+
+    def __init__(self, data: ResumableData, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.data = data
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._batches: Iterator[Any] | None = None
+        self._next = -1
+
+    def __len__(self) -> int:
+        return self.data.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        # a generator: nothing below runs before the first `next`
+        if self._batches is None or self._next != self.data.consumed:
+            self._next = self.data.consumed
+            self._batches = iter(self._loader(self._next))
+        per_epoch = len(self)
+        for _ in range(per_epoch - self._next % per_epoch):
+            self._next += 1
+            yield next(self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, for the datamodule keeps the position; having the method tells Lightning that we resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+    def _loader(self, position: int) -> DataLoader:
+        return DataLoader(
+            _Batches(self.data),
+            batch_size=None,
+            sampler=_Positions(position, len(self)),
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            pin_memory=self.pin_memory,
+            # its own, for a DataLoader draws its workers' seed from the global generator otherwise
+            generator=torch.Generator(),
+            # a datamodule that holds a trainer cannot be pickled
+            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
+        )
+
+
+class _Positions(Sampler[tuple[int, int]]):
+    """(epoch, batch) from a position on, without end."""
+
+    def __init__(self, position: int, per_epoch: int) -> None:
+        self.position = position
+        self.per_epoch = per_epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        position = self.position
+        while True:
+            yield divmod(position, self.per_epoch)
+            position += 1
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, data: ResumableData) -> None:
+        self.data = data
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return self.data.make_batch(*key)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,235 @@
+"""Command line and configuration errors in one to three lines, with the file and line and the nearest right spelling;
+and which classes a configuration may name. Knows jsonargparse and its messages; knows no method.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+PROGRAM = "python -m kedit"
+ALLOWED = [
+    "kedit",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.plugins",
+    "torch.optim",
+    "deepspeed.ops.adam",
+]
+
+
+def restrict_imports() -> None:
+    """Let a configuration name classes of kedit, of Lightning's plug-in packages and of torch.optim only.
+
+    More prefixes are allowed by the environment (KEDIT_ALLOW=my_package,another), never by the configuration itself:
+    naming a class runs its module. Configurations are read from local files only.
+    """
+    own = [prefix.strip().rstrip(".") for prefix in os.environ.get("KEDIT_ALLOW", "").split(",") if prefix.strip()]
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *own], config_read_mode_fsspec_enabled=False
+    )
+
+
+class Parser(LightningArgumentParser):
+    """A LightningArgumentParser with short errors; `arguments` is what it is given, to find where an error stands."""
+
+    arguments: Sequence[str] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        sys.stderr.write(f"{PROGRAM}: error: {explain(parser, message, Parser.arguments)}\n")
+        self.exit(2)
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        return []  # argparse would take --trainer.max_epoch for --trainer.max_epochs
+
+
+def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[str]) -> str:
+    """One of jsonargparse's messages, in one to three lines.
+
+    Args:
+        parser: knows the keys.
+        message: jsonargparse's message.
+        arguments: the command line.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    path = re.search(r"given class_path '([^']+)'", message)
+    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
+        return (
+            f"{_quoted(denied[1], arguments)} is not allowed in {keys[0] if keys else 'a configuration'}: a class may "
+            f"come from {', '.join(ALLOWED)}\n"
+            f"  (for classes of your own set KEDIT_ALLOW={denied[1].split('.')[0]} in the environment)"
+        )
+    if unknown := re.search(r"(?:does not accept option|Option) '([^']+)'|[Uu]nrecognized arguments: (\S+)", message):
+        word = (unknown[1] or unknown[2]).lstrip("-").split("=")[0]
+        if path:
+            where = f"{keys[0]}.{word}" if keys else word
+            return _unknown_key(where, _parameters(path[1]), arguments, f" of {path[1]}", last_only=True)
+        if unknown[2] and not unknown[2].startswith("-"):
+            return f"{unknown[2]!r} is too much: an argument is given as --key value"
+        return _unknown_key(word, [action.dest for action in parser._actions], arguments)
+    if required := re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message):
+        names = re.sub(r"\b(fit|validate|test|predict)\.", "", required[1] or required[2])
+        if path:
+            return f"{keys[0] if keys else 'configuration'}: {_quoted(path[1], arguments)} needs {names}"
+        return f"missing: {names} (give it in a --config FILE or as --{names.split(',')[0].strip()})"
+    if wrong := re.search(
+        r"given class_path '([^']+)':\s+(?:module|No module|.*[Ii]mport)"
+        r"|path (\S+) does not correspond to a subclass|Expected a dot import path string: (\S+)",
+        message,
+    ):
+        return _unknown_class(keys[0] if keys else "class_path", wrong[1] or wrong[2] or wrong[3], message, arguments)
+    if "config" in keys and (missing := re.search(r"File does not exist: '([^']+)'", message)):
+        return f"--config {os.path.relpath(missing[1])}: there is no such file{_nearest_file(missing[1])}"
+    if "Problems parsing config" in message or "Unable to load config" in message:
+        return _broken_yaml(message, arguments)
+    if keys:
+        return _wrong_value(keys, message, arguments)
+    return "\n  ".join(line.strip() for line in message.strip().splitlines()[:3])
+
+
+def _unknown_key(
+    key: str, known: Iterable[str], arguments: Sequence[str], of: str = "", *, last_only: bool = False
+) -> str:
+    word = key.rsplit(".", 1)[-1] if last_only else key
+    near = nearest(word, known)
+    # below a wrong first part everything is wrong: modle.class_path
+    if not near and "." in key and not last_only:
+        near = nearest(key.split(".")[0], {name.split(".")[0] for name in known})
+    return f"unknown key {key}{of}{_where(key, arguments)}" + (f"\n  did you mean {near}?" if near else "")
+
+
+def _unknown_class(key: str, path: str, message: str, arguments: Sequence[str]) -> str:
+    if base := re.search(r"does not correspond to a subclass of (\S+)", message):
+        return f"{key}: {_quoted(path, arguments)} is no {base[1]}"
+    module_name, _, name = path.rpartition(".")
+    near = ""
+    try:
+        classes = _classes(importlib.import_module(module_name))
+        near = nearest(name, classes)
+        near = near and f"{module_name}.{near}"
+    except (ImportError, ValueError):
+        every = {f"{module}.{n}" for module in _ours() for n in _classes(sys.modules[module])}
+        near = nearest(path, every) or nearest(f"kedit.{path}", every)
+    reason = re.search(r"(?:module .* has no attribute .*|No module named .*)", message)
+    hint = f"\n  did you mean {near}?" if near else f"\n  {reason[0]}" if reason else ""
+    return f"{key}: unknown class {_quoted(path, arguments)}{hint}"
+
+
+def _wrong_value(keys: list[str], message: str, arguments: Sequence[str]) -> str:
+    key = ".".join(keys)
+    where = _where(key, arguments)
+    given = re.search(r"(?:Got value|Given value): (.+)", message)
+    wanted = re.findall(r"Expected an? (.+?)(?:\. Got value.*|\n|$)", message)
+    if len(keys) > 1 and len(wanted) > 1:
+        wanted.pop()  # what the outer class might have been instead
+    options = [option.strip(" '\"") for text in wanted if "Literal[" in text for option in text[15:-1].split(",")]
+    if given is None or not wanted:
+        lines = [line.strip(" -") for line in message.splitlines()[1:] if line.strip()] or [message]
+        return "\n  ".join([f"{key}{where}: {lines[0]}", *lines[1:2]])
+    value = given[1].strip().strip("'")
+    if options:
+        near = nearest(value, options)
+        more = f"\n  did you mean {near}?" if near else ""
+        return f"{key}: wanted one of {', '.join(options)}, got {value!r}{where}{more}"
+    names = [re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("NoneType", "null") for text in wanted]
+    return f"{key}: wanted {' or '.join(dict.fromkeys(names))}, got {value!r}{where}"
+
+
+def _broken_yaml(message: str, arguments: Sequence[str]) -> str:
+    for path in _config_files(arguments):
+        try:
+            with open(path, encoding="utf-8") as file:
+                yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            return f"{path}{f':{mark.line + 1}' if mark else ''} is not YAML: {getattr(error, 'problem', error)}"
+        except OSError as error:
+            return str(error)
+    return "\n  ".join(message.splitlines()[:3])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one of `known` that is most alike, empty where none is much alike; a matching last part counts too."""
+    known = sorted({str(name) for name in known})
+    if found := difflib.get_close_matches(word, known, 1, 0.75):
+        return found[0]
+    last = {name.rsplit(".", 1)[-1]: name for name in known}
+    found = difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.8)
+    return last[found[0]] if found else ""
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    found: list[str] = []
+    for base in getattr(importlib.import_module(module), name).__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        found += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _classes(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if inspect.isclass(value)]
+
+
+def _ours() -> list[str]:
+    return [name for name in list(sys.modules) if name.startswith(("kedit.", "lightning.pytorch.callbacks"))]
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    given = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word in ("--config", "-c")]
+    return given + [word.split("=", 1)[1] for word in arguments if word.startswith("--config=")]
+
+
+def _where(key: str, arguments: Sequence[str]) -> str:
+    """In which configuration file, and in which line, a key stands, as ` (file:line)`; empty where in none."""
+    last = key.rsplit(".", 1)[-1]
+    if any(word.lstrip("-").split("=")[0].endswith(last) for word in arguments if word.startswith("--")):
+        return ""
+    return _find(last, arguments)
+
+
+def _quoted(word: str, arguments: Sequence[str]) -> str:
+    return word + _find(word, arguments)
+
+
+def _find(word: str, arguments: Sequence[str]) -> str:
+    for path in reversed(_config_files(arguments)):
+        try:
+            with open(path, encoding="utf-8") as file:
+                root = yaml.compose(file, Loader=yaml.SafeLoader)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        nodes = [root] if root else []
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.ScalarNode) and node.value == word:
+                return f" ({path}:{node.start_mark.line + 1})"
+            if isinstance(node, yaml.MappingNode):
+                nodes.extend(inner for pair in node.value for inner in pair)
+            elif isinstance(node, yaml.SequenceNode):
+                nodes.extend(node.value)
+    return ""
+
+
+def _nearest_file(path: str) -> str:
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return ""
+    near = nearest(os.path.basename(path), os.listdir(folder))
+    return f"\n  did you mean {os.path.relpath(os.path.join(folder, near))}?" if near else ""

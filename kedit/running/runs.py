@@ -1,0 +1,168 @@
+"""A run's two folders, `checkpoints/<run>/` and `logs/<run>/`: their name, who may write there, and which checkpoint
+in them is meant. Knows files, and how Lightning and DeepSpeed lay out a checkpoint.
+"""
+
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kedit.editing.sources import DataError
+
+
+@dataclass
+class Run:
+    """Where a run writes.
+
+    Args:
+        name: name of the run, and of its folder under `checkpoints` and under `logs`.
+        numbered: append the next free number to the name (quickstart-1, quickstart-2, ...); what goes on with a run,
+            or judges one, takes the newest.
+        checkpoints: folder of all runs' checkpoints.
+        logs: folder of all runs' logs.
+    """
+
+    name: str = "run"
+    numbered: bool = False
+    checkpoints: str = "checkpoints"
+    logs: str = "logs"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+=-]*", self.name):
+            raise DataError(f"run.name {self.name!r} is no folder name: use letters, digits, '_', '-', '.', '+', '='")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run: its final name and its two folders, which may not exist yet."""
+
+    name: str
+    checkpoints: Path
+    logs: Path
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run has started to train here; one that failed in its preparations has not."""
+        configs = (folder / "config.yaml" for folder in (self.checkpoints, self.logs))
+        return any(path.exists() for path in configs) or any(self.checkpoints.glob("*.ckpt"))
+
+
+def new_run(run: Run) -> RunFolder:
+    """The folders of a run that is about to start. Writes nothing.
+
+    Raises:
+        DataError: there is a run of that name.
+    """
+    if run.numbered:
+        return _folder(run, f"{run.name}-{(_numbers(run) or [0])[-1] + 1}")
+    folder = _folder(run, run.name)
+    if folder.holds_a_run:
+        raise DataError(
+            f"{folder.checkpoints} already holds a run, and is left as it is: go on with it by --ckpt_path last, or "
+            "give this one another name by --run.name NAME"
+        )
+    return folder
+
+
+def existing_run(run: Run) -> RunFolder:
+    """The folders of the run to go on with or to judge: of a numbered one the newest. They may be empty."""
+    numbers = _numbers(run) if run.numbered else []
+    return _folder(run, f"{run.name}-{numbers[-1]}" if numbers else run.name)
+
+
+def _folder(run: Run, name: str) -> RunFolder:
+    return RunFolder(name, Path(run.checkpoints) / name, Path(run.logs) / name)
+
+
+def _numbers(run: Run) -> list[int]:
+    pattern = re.compile(re.escape(run.name) + r"-([1-9]\d*)")
+    matches = [
+        pattern.fullmatch(path.name)
+        for top in (run.checkpoints, run.logs)
+        if Path(top).is_dir()
+        for path in Path(top).iterdir()
+    ]
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def find_checkpoint(folder: RunFolder, wanted: str) -> tuple[Path, list[str]]:
+    """The checkpoint that `--ckpt_path` means.
+
+    Args:
+        folder: the run.
+        wanted: `last` (the newest that is complete), `best` (what the newest complete one remembers as the best), or
+            a path, also one relative to the run's checkpoints.
+
+    Returns:
+        The checkpoint, and a note on each newer one that was skipped because it is incomplete.
+
+    Raises:
+        DataError: there is none, the one named is incomplete, or it is no local file.
+    """
+    if wanted not in ("last", "best"):
+        return _named(folder, wanted), []
+    skipped = []
+    for path in _newest_first(folder):
+        damage = incomplete(path)
+        if damage:
+            skipped.append(f"skipped {path}: {damage}")
+            continue
+        return (_best(path) or path) if wanted == "best" else path, skipped
+    raise DataError("; ".join([f"no complete checkpoint in {folder.checkpoints}", *skipped]))
+
+
+def _named(folder: RunFolder, wanted: str) -> Path:
+    if re.match(r"[a-z][a-z0-9+.-]*:", wanted):
+        raise DataError(
+            f"--ckpt_path {wanted}: wanted last, best or a local file; a checkpoint is not loaded from afar"
+        )
+    path = next((path for path in (Path(wanted), folder.checkpoints / wanted) if path.exists()), None)
+    newest = next((path for path in _newest_first(folder) if not incomplete(path)), None)
+    hint = f"; the newest complete one is {newest}" if newest else ""
+    if path is None:
+        raise DataError(f"--ckpt_path {wanted}: no such file, neither here nor in {folder.checkpoints}{hint}")
+    damage = incomplete(path)
+    if damage:
+        raise DataError(f"checkpoint {path} is incomplete ({damage}){hint}")
+    return path
+
+
+def _newest_first(folder: RunFolder) -> list[Path]:
+    return sorted(folder.checkpoints.glob("*.ckpt"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+
+
+def incomplete(checkpoint: Path) -> str:
+    """Why a checkpoint cannot be loaded, by a look at its files' ends (contents are not read); empty where it can."""
+    if checkpoint.is_dir():
+        parts = sorted(checkpoint.glob("checkpoint/*.pt"))
+        if not any("model_states" in part.name for part in parts):
+            return "no model states in it"
+        return next((f"{part.name}: {damage}" for part in parts if (damage := incomplete(part))), "")
+    if not checkpoint.exists():
+        return "the file it links to is gone"
+    if os.path.getsize(checkpoint) == 0:
+        return "0 bytes"
+    if not zipfile.is_zipfile(checkpoint):
+        return f"cut off after {os.path.getsize(checkpoint):,} bytes, or no checkpoint"
+    return ""
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds; tensors stay on disk until they are used."""
+    import torch
+
+    if checkpoint.is_dir():
+        checkpoint = next(part for part in sorted(checkpoint.glob("checkpoint/*.pt")) if "model_states" in part.name)
+    return torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """What a checkpoint's ModelCheckpoint holds for the best one, looked for beside it (runs may be moved)."""
+    for name, state in state_of(checkpoint).get("callbacks", {}).items():
+        if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
+            best = checkpoint.parent / Path(state["best_model_path"]).name
+            if best.exists() and not incomplete(best):
+                return best
+    return None
