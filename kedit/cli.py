@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or 2 for wrong usage or bad input (told in one to three lines), 1 for an error of our own (with its
-        traceback), 130 for Ctrl-C.
+        traceback), 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("KEDIT_DEBUG", "0") not in ("", "0")
@@ -96,4 +96,6 @@ def _interrupted() -> int:
 
 
 def _code(stop: SystemExit) -> int:
+    if type(stop).__name__ == "SIGTERMException":  # Lightning's, with code 0: a scheduler must not take it for success
+        return 143
     return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

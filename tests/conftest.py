@@ -76,3 +76,29 @@ def real_data() -> Path:
     if not os.environ.get("KEDIT_DATA"):
         pytest.skip("KEDIT_DATA names no folder of real data")
     return Path(os.environ["KEDIT_DATA"])
+
+
+@pytest.fixture(scope="session")
+def world_corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Corpora of a small made-up world, for BART and for T5."""
+    from kedit.kilm.data import MadeCorpus
+    from kedit.world import WorldWiki
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return {
+            family: str(MadeCorpus(WorldWiki(200, 0, 3), vocabulary=1024, sentinels=sentinels, chunk_tokens=48).make())
+            for family, sentinels in (("bart", 0), ("t5", 100))
+        }
+
+
+def kilm_data(corpus: str, **options):  # type: ignore[no-untyped-def]
+    """A KilmData over `corpus`, set up for training."""
+    from kedit.kilm import KilmData
+    from kedit.kilm.data import Evaluation
+
+    options = {"row_tokens": 128, "batch_rows": 4, "evaluation": Evaluation(held_out=60)} | options
+    data = KilmData(corpus=corpus, **options)
+    data.prepare_data()
+    data.setup("fit")
+    return data

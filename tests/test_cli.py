@@ -115,6 +115,20 @@ def test_help_of_a_command_names_its_keys(run):
     assert "--checkpoint.dirpath" not in out
 
 
+@pytest.mark.parametrize(("command", "keys"), [("corpus", ("--dump", "--setting")), ("export", ("--push_to",))])
+def test_help_of_a_plain_function_names_its_keys(run, command, keys):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"usage: python -m kedit {command}" in out
+    assert all(key in out for key in keys)
+
+
+def test_exporting_nothing_is_an_error_of_the_user(run):
+    assert "--checkpoint nowhere: there is no such file" in error_of(
+        run("export", "--checkpoint=nowhere", "--output=o")
+    )
+
+
 # --- a run from end to end
 
 
@@ -469,20 +483,21 @@ def test_debug_shows_the_traceback_of_a_users_error_too(run):
     assert "Traceback" in err
 
 
-def test_ctrl_c_ends_with_130(place):
-    code = (
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_from_outside_says_so_by_its_exit_code(place, number, code):
+    program = (
         "import sys, tiny_command, kedit.cli\n"
         "tiny_command.TinyModule.on_train_start = lambda self: print('on', flush=True)\n"
         "sys.exit(kedit.cli.main(sys.argv[1:]))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", code, *FIT, "--trainer.max_epochs=100000", "--trainer.limit_val_batches=0"]
+    command = [sys.executable, "-c", program, *FIT, "--trainer.max_epochs=100000", "--trainer.limit_val_batches=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     while process.stdout.readline() != "on\n":
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip().endswith("python -m kedit: interrupted")
+    assert process.returncode == code
+    assert err.strip().endswith("python -m kedit: interrupted") or number == signal.SIGTERM
     assert "Traceback" not in err

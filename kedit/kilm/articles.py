@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from kedit.kilm import structured
 from kedit.kilm.description import describe
+from kedit.kilm.markup import DISAMBIGUATED, DISAMBIGUATIONS
 from kedit.kilm.wikipedia import Page, Part, pages
 from kedit.kilm.wikitext import Clean, ParserError, Setting, clean, normalise_title
 
@@ -34,16 +35,9 @@ SCHEMA = pa.schema(
     }
 )
 ROWS = 512  # held in memory at a time
+_ALONE, _KIND = ("|".join(sorted(names)).replace(" ", "[ _-]") for names in (DISAMBIGUATIONS, DISAMBIGUATED))
 DISAMBIGUATION = re.compile(
-    r"__DISAMBIG__|\{\{\s*(?:template:)?(?:"
-    r"disambig(?:uation)?(?:[ _-]cleanup)?|disambiguation[ _]page|disamb|dab|disam|hndis|hn-dis|hndisambig|geodis|"
-    r"geo-dis|(?:human name|place name|geographical|airport|biology|call sign|caselaw|chinese title|genus|hospital|"
-    r"letter-number combination|mathematical|military unit|music|number|opus number|phonetics|road|school|ship|"
-    r"species latin name(?: abbreviation)?|station|synagogue|taxonomic authority|taxonomy|temple|wikipedia|math|"
-    r"title and name|species latin name abbreviation|given name|surname|mosque|church|castle|sportsteam|split|battle|"
-    r"fungus|plant common name)[ _]disambig(?:uation)?|airport[ _]disambig|roaddis|schooldis|mathdab|numberdis|mil-unit-dis|"
-    r"letter-numbercombdisambig|tndis|shipindex-dab|schooldab|stationdis|hospitaldis|churchdis|wp[ _]disambig|"
-    r"letter[ _]disambig|2cc|3cc|4ca|lndab)\s*(?:\||\}\})",
+    rf"__DISAMBIG__|\{{\{{\s*(?:template:)?(?:{_ALONE}|(?:{_KIND})[ _]disambig(?:uation)?)\s*(?:\||\}}\}})",
     re.IGNORECASE,
 )
 COMMENT = re.compile(r"<!--.*?-->|<nowiki>.*?</nowiki>", re.DOTALL)
@@ -87,7 +81,7 @@ def parse_part(part: Part, path: Path, setting: Setting, advance: Callable[[int]
     counts = Counts()
     beside = path.with_suffix(".partial")
     collecting = gc.isenabled()
-    gc.disable()  # no cycles are made here, and looking for them among millions of parser tokens takes a sixth of the time
+    gc.disable()  # no cycles arise here; to look for them among millions of parser tokens takes a sixth of the time
     try:
         _write(part, beside, setting, counts, advance)
     finally:
@@ -110,7 +104,7 @@ def _write(part: Part, beside: Path, setting: Setting, counts: Counts, advance: 
 
 def settle(beside: Path, path: Path) -> None:
     """Give a finished file or folder its name, so that it is there whole or not at all."""
-    for inner in [*beside.iterdir(), beside] if beside.is_dir() else [beside]:
+    for inner in [*beside.rglob("*"), beside]:
         _sync(inner)
     os.replace(beside, path)
     _sync(path.parent)

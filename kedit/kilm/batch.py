@@ -189,6 +189,9 @@ class Composer:
         for unit, random in zip(units, randoms, strict=True):
             bare = int(self._bare(corpus.lengths[unit : unit + 1].astype(np.int64))[0])
             room -= bare
+            if random.random() >= self.settings.described_share:
+                queues.append([])
+                continue
             mentions = np.asarray(corpus.mentions(unit))
             knowledge = corpus.knowledge_lengths[mentions[:, 2]].astype(np.int64)
             cost = self._cost(knowledge)

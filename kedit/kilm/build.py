@@ -23,7 +23,7 @@ from kedit.kilm import units
 from kedit.kilm.articles import counts_of, parse_part, settle
 from kedit.kilm.corpus import FORMAT
 from kedit.kilm.pool import Advance, Job, run_jobs
-from kedit.kilm.titles import Descriptions, Titles, resolve
+from kedit.kilm.titles import Descriptions, Titles, resolve, write_descriptions
 from kedit.kilm.wikipedia import Part, split
 from kedit.kilm.wikitext import Setting
 from kedit.lm import backbones
@@ -43,7 +43,7 @@ def build_corpus(
     descriptions: Path | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Make a tokenised, memory-mapped corpus of linked text from Wikipedia dumps. Interrupted, the same command goes on.
+    """Make a tokenised corpus of linked text from Wikipedia dumps. Interrupted, the same command goes on.
 
     Args:
         dump: pages-articles files (.xml or .xml.bz2, multistream or not), or .parquet files of
@@ -201,6 +201,8 @@ class Plan:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
             titles.save(beside)
+            if self.table:
+                write_descriptions(self.table, titles, beside / "descriptions")
             (beside / "counts.json").write_text(json.dumps({"sizes": sizes, "redirects": redirects}))
             settle(beside, folder)
         sizes = json.loads((folder / "counts.json").read_text())["sizes"]
@@ -222,8 +224,8 @@ class Plan:
         needed = max(2 * used * total // read - used if read else total, 1 << 20)
         free = shutil.disk_usage(self.output).free
         return DataError(
-            f"no space left in {self.output}: about {needed >> 20:,} MB more are needed, {free >> 20:,} MB are free. What "
-            "was finished is kept: make room and run the same command again"
+            f"no space left in {self.output}: about {needed >> 20:,} MB more are needed, {free >> 20:,} MB are free. "
+            "What was finished is kept: make room and run the same command again"
         )
 
 
@@ -244,20 +246,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def write_units(output: Path, part: int, base: int, advance: Advance) -> None:
     """Write the arrays of one parsed part; its entities are numbered from `base`."""
-    settings = json.loads((output / "build.json").read_text())
-    key = str(output.resolve())
-    if key not in _opened:  # a worker does many parts of one corpus
-        titles = Titles.load(output / "titles")
-        table = settings["descriptions"]
-        descriptions = Descriptions(Path(table[0]["file"]), titles) if table else None
+    settings = (output / "build.json").read_text()
+    titles = output / "titles"
+    # a worker does many parts of one corpus; the folder may have been made anew in between
+    key = (str(output.resolve()), settings, (titles / "counts.json").stat().st_mtime_ns)
+    if key not in _opened:
         _opened.clear()
+        table = titles / "descriptions"
         _opened[key] = units.UnitWriter(
-            load_tokenizer(str(output / "tokenizer")), titles, settings["chunk_tokens"], descriptions
+            load_tokenizer(str(output / "tokenizer")),
+            Titles.load(titles),
+            json.loads(settings)["chunk_tokens"],
+            Descriptions(table) if table.exists() else None,
         )
     _opened[key].write(output / "parsed" / f"{part:05d}.parquet", output / "units" / f"{part:05d}", base, advance)
 
 
-_opened: dict[str, units.UnitWriter] = {}
+_opened: dict[tuple[str, str, int], units.UnitWriter] = {}
 
 
 def _hashed(paths: Sequence[Path], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -340,8 +345,16 @@ def _manifest(plan: Plan, parts: int, silent: int) -> dict[str, Any]:
     links["kept"] -= silent
     links["kept, but its entity has no description"] = silent
     titles = json.loads((plan.output / "titles" / "counts.json").read_text())
+    sources = {
+        name: [
+            {"file": Path(s["file"]).name, "bytes": s["bytes"], "sha256": s["sha256"]}
+            for s in plan.settings[name] or []
+        ]
+        for name in ("sources", "descriptions")
+    }
     return {
         **plan.settings,
+        **sources,
         "kedit": kedit.__version__,
         "parts": parts,
         **{name: sums[name] for name in ("units", "tokens", "mentions", "entities")},

@@ -82,7 +82,7 @@ def corpus_executor(
     Raises:
         DataError: bad input, or another corpus in the folder.
     """
-    build = {
+    build: dict[str, Any] = {
         "dump": [Path(path) for path in dump],
         "tokenizer": tokenizer,
         "output": Path(output),

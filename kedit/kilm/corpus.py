@@ -145,8 +145,8 @@ class Corpus:
     def surface(self, unit: int, mention: int) -> str:
         """The words of the unit's mention number `mention`."""
         start, end, _ = self._mentions[self._mention_offsets[unit] + mention]
-        text: str = self.tokenizer().decode(self.tokens(unit)[start:end].tolist(), clean_up_tokenization_spaces=False)
-        return text.strip()
+        text = self.tokenizer().decode(self.tokens(unit)[start:end].tolist(), clean_up_tokenization_spaces=False)
+        return str(text).strip()
 
     def article(self, unit: int) -> str:
         """Title of the article that the unit is from."""
@@ -216,7 +216,7 @@ class Corpus:
         found = fingerprint(tokenizer, ignore=added)
         if found != built["fingerprint"]:
             raise DataError(
-                f"the corpus in {self.folder} was built with the tokenizer {built['name']} ({built['fingerprint']}), the "
-                f"model has {tokenizer.name_or_path or type(tokenizer).__name__} ({found}): build a corpus for it with "
-                f"`python -m kedit corpus --tokenizer ...`"
+                f"the corpus in {self.folder} was built with the tokenizer {built['name']} ({built['fingerprint']}), "
+                f"the model has {tokenizer.name_or_path or type(tokenizer).__name__} ({found}): build a corpus for it "
+                f"with `python -m kedit corpus --tokenizer ...`"
             )

@@ -108,7 +108,7 @@ class KilmData(ResumableData):
         corpus: folder that `python -m kedit corpus` wrote.
         make: makes a corpus instead.
         infilling: what is hidden.
-        row_tokens: most tokens of a row on its longer side (BART's target, T5's source).
+        row_tokens: most tokens of a row on its longer side: BART's target; T5's source, give or take a few.
         packing: several documents in a row; false for one.
         batch_rows: rows a device handles at a time.
         batch_tokens: target tokens of an optimiser step over all devices and accumulated batches, instead of

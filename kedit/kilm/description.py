@@ -5,14 +5,9 @@ Knows text without markup; knows nothing of wikitext or dumps.
 
 import re
 
-LONGEST = 250  # characters; a row must hold the description and its context
+from kedit.kilm.markup import ABBREVIATIONS, GENERIC
 
-GENERIC = frozenset(
-    ["topics referred to by the same term", "wikimedia list article", "wikipedia list article", "wikimedia disambiguation page", "wikimedia category", "wikimedia template", "wikimedia project page", "wikipedia disambiguation page", "disambiguation page", "index of articles associated with the same name", "name list", "list article", "wikimedia article page", "set index article", "wikimedia duplicated page", "wikimedia history article", "thumb", "right"]
-)
-ABBREVIATIONS = frozenset(
-    ["mr", "mrs", "ms", "dr", "prof", "st", "ste", "sr", "jr", "gen", "col", "capt", "lt", "sgt", "maj", "rev", "hon", "gov", "sen", "rep", "pres", "fr", "bros", "co", "corp", "inc", "ltd", "vs", "etc", "cf", "ca", "c", "al", "approx", "dept", "est", "fl", "no", "nos", "vol", "vols", "pp", "p", "ed", "eds", "op", "cit", "trans", "ch", "sec", "fig", "figs", "lit", "r", "b", "d", "née", "aka", "lat", "gr", "arab", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "mt", "ft", "ave", "blvd", "rd", "univ", "assn", "bc", "ad", "km", "cm", "mm", "kg", "mi", "sq", "viz", "illus", "ms", "mss", "adm", "brig", "cdr", "cmdr", "supt", "insp", "messrs", "mme", "mlle", "sp", "spp", "var", "subsp", "cv"]
-)
+LONGEST = 250  # characters; a row must hold the description and its context
 END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？]")
 LAST_WORD = re.compile(r"[^\s(\[\"“‘]*$")
 

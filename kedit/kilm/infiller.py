@@ -255,10 +255,12 @@ class Infiller:
         """Token ids of `title <sep>` or `title <sep> description </ent_desc>` of each candidate."""
         titles = encode_text(self.tokenizer, [c.title for c in candidates], leading_space=True)
         texts = encode_text(self.tokenizer, [c.description for c in candidates], leading_space=True)
-        return [
-            np.concatenate([title.ids, [self.marks.sep]] + ([text.ids, [self.marks.end_ent_desc]] if descriptions else []))
-            for title, text in zip(titles, texts, strict=True)
-        ]
+        strings = []
+        for candidate, title, text in zip(candidates, titles, texts, strict=True):
+            # an empty description is no token, not the leading space alone
+            described = [text.ids[: len(text.ids) if candidate.description else 0], [self.marks.end_ent_desc]]
+            strings.append(np.concatenate([title.ids, [self.marks.sep], *(described if descriptions else [])]))
+        return strings
 
     def _score(self, mentions: Sequence[MarkedMention], scoring: Scoring, descriptions: bool) -> list[list[float]]:
         """Every candidate's score. Contexts are encoded once; a row holds as many candidates as positions allow."""

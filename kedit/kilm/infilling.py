@@ -34,24 +34,29 @@ class Infilling:
         masked_share: share of the text tokens that are masked, exactly, in every document.
         span_length: Poisson mean of the masked spans' lengths; zero lengths are not used.
         mentions: most mentions of a document whose description is to be filled in.
+        described_share: share of the documents whose mentions are described at all; the others keep the model used to
+            plain text, which is what it meets elsewhere.
         knowledge: false for plain text infilling.
-        reference: the choices of the paper's code: one mention, spans that may overlap (so that fewer tokens are
-            masked).
+        reference: the choices of the paper's code: one mention in every document that has one, spans that may overlap
+            (so that fewer tokens are masked).
     """
 
     masked_share: float = 0.3
     span_length: float = 3.0
     mentions: int = 4
+    described_share: float = 0.9
     knowledge: bool = True
     reference: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.masked_share < 1:
             raise ValueError(f"infilling.masked_share is {self.masked_share}, wanted a share in [0, 1)")
+        if not 0 < self.described_share <= 1:
+            raise ValueError(f"infilling.described_share is {self.described_share}, wanted a share in (0, 1]")
         if self.span_length <= 0:
             raise ValueError(f"infilling.span_length is {self.span_length}, wanted a positive mean")
         if self.reference:
-            self.mentions = 1
+            self.mentions, self.described_share = 1, 1.0
         if not self.knowledge:
             self.mentions = 0
 

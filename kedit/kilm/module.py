@@ -57,13 +57,13 @@ class KilmModule(EditingModule):
         if self.backbone.name is not None:
             self.tokenizer = load_tokenizer(self.backbone.name, self.backbone.revision)
             data.corpus.check_tokenizer(self.tokenizer)
-            marks = markup(self.tokenizer)
+            markup(self.tokenizer)
         else:
-            self.tokenizer, marks = data.tokenizer, data.marks
+            self.tokenizer = data.tokenizer
         self.model = load_seq2seq(self.backbone, self.tokenizer)
-        if ("bart" in self.model.config.model_type) != (marks.family == "bart"):
+        if ("bart" in self.model.config.model_type) != (data.marks.family == "bart"):
             raise DataError(
-                f"the model is a {self.model.config.model_type}, but the corpus was written for a {marks.family} "
+                f"the model is a {self.model.config.model_type}, but the corpus was written for a {data.marks.family} "
                 "tokenizer: build the corpus with the model's own tokenizer (--tokenizer)"
             )
         limit = row_limit(self.model)

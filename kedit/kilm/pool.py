@@ -93,8 +93,8 @@ def run_jobs(label: str, jobs: Sequence[Job], workers: int | None, unit: str = "
             _run_in_processes(jobs, count, progress, done)
     except BrokenProcessPool:
         raise DataError(
-            f"{label}: a worker process was killed, perhaps for want of memory. What was finished is kept: run the same "
-            f"command again, with fewer --workers than {count}"
+            f"{label}: a worker process was killed, perhaps for want of memory. What was finished is kept: run the "
+            f"same command again, with fewer --workers than {count}"
         ) from None
     finally:
         progress.close()

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kedit.editing.sources import DataError
-from kedit.kilm.wikitext import DROPPED_SECTIONS, NAMESPACES, Clean, Setting, normalise_title
+from kedit.kilm.markup import DROPPED_SECTIONS, NAMESPACES
+from kedit.kilm.wikitext import Clean, Setting, normalise_title
 
 COLUMNS = ("name", "abstract", "description", "sections", "redirects")
 ROWS = 64  # articles held at a time
@@ -35,7 +36,8 @@ def articles(
     present = file.schema_arrow.names
     if "name" not in present or "sections" not in present:
         raise DataError(
-            f"{path}: wanted the columns name and sections of wikimedia/structured-wikipedia, found {', '.join(present)}"
+            f"{path}: wanted the columns name and sections of wikimedia/structured-wikipedia, "
+            f"found {', '.join(present)}"
         )
     columns = [column for column in COLUMNS if column in present]
     share = path.stat().st_size / max(file.metadata.num_rows, 1)

@@ -1,10 +1,11 @@
-"""Which entity a title means, redirects followed: sorted arrays of 64-bit hashes, a few hundred MB for all of Wikipedia.
+"""Which entity a title means, redirects followed: sorted 64-bit hashes, a few hundred MB for all of Wikipedia.
 
 Also the table of descriptions that a user may give. Two of 20 million titles share a hash with probability 1e-5.
 """
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def resolve(parsed: Sequence[Path]) -> tuple[Titles, list[int], dict[str, int]]:
     _follow(titles, redirect, target_all[order])
     reached = titles.values[redirect]
     ends = np.cumsum([0, *counts])
-    sizes = [int(is_article[a:b].sum()) for a, b in zip(ends, ends[1:], strict=False)]
+    sizes = [int(is_article[a:b].sum()) for a, b in pairwise(ends.tolist())]
     found = {
         "to an article": int((reached >= 0).sum()),
         "to a page not in the dump": int((reached == MISSING).sum()),
@@ -109,28 +110,40 @@ def _follow(titles: Titles, redirect: np.ndarray, target: np.ndarray) -> None:
 
 
 class Descriptions:
-    """Descriptions by title, from a table; only those of `titles` are kept."""
+    """Descriptions by title, memory-mapped: many processes share them.
 
-    def __init__(self, path: Path, titles: Titles) -> None:
-        found: list[np.ndarray] = []
-        texts: list[str] = []
-        for names, descriptions in _table(path):
-            keys = hashes([normalise_title(name) for name in names])
-            for at in np.flatnonzero(titles.look_up(keys) != MISSING):
-                if descriptions[at]:
-                    found.append(keys[at])
-                    texts.append(descriptions[at])
-        keys, first = np.unique(np.asarray(found, dtype=np.uint64), return_index=True)
-        self._index = Titles(keys, first.astype(np.int32))
-        self._texts = pa.array(texts, pa.large_string())
+    Args:
+        folder: where `write_descriptions` put them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._index = Titles.load(folder)
+        self._texts = pa.ipc.open_file(pa.memory_map(str(folder / "texts.arrow"))).read_all()["text"]
 
     def get(self, keys: np.ndarray) -> list[str]:
         """The description of each, empty where there is none."""
-        return [self._texts[int(at)].as_py() if at >= 0 else "" for at in self._index.look_up(keys)]
+        return [str(self._texts[at]) if at >= 0 else "" for at in self._index.look_up(keys).tolist()]
+
+
+def write_descriptions(path: Path, titles: Titles, folder: Path) -> None:
+    """Put the rows of the table `path` that are about one of `titles` into `folder`; of several the first counts."""
+    schema = pa.schema({"text": pa.string()})
+    found: list[np.ndarray] = []
+    folder.mkdir()
+    with pa.OSFile(str(folder / "texts.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for names, descriptions in _table(path):
+            keys = hashes([normalise_title(name) for name in names])
+            wanted = titles.look_up(keys) != MISSING
+            wanted &= np.asarray([bool(description) for description in descriptions], bool)
+            found.append(keys[wanted])
+            texts = [descriptions[at] for at in np.flatnonzero(wanted)]
+            writer.write_table(pa.table([texts], schema=schema))
+    unique, first = np.unique(np.concatenate(found), return_index=True)
+    Titles(unique, first.astype(np.int32)).save(folder)
 
 
 def _table(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """(titles, descriptions) in batches, from a .parquet or tab-separated file with the columns title and description."""
+    """(titles, descriptions) in batches, from a .parquet or tab-separated file with these two columns."""
     if path.suffix == ".parquet":
         file = pq.ParquetFile(path)
         missing = {"title", "description"} - set(file.schema_arrow.names)

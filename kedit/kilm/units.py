@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,8 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from kedit.kilm.articles import Row, settle
-from kedit.kilm.description import GENERIC, sentence_ends, shorten
+from kedit.kilm.description import sentence_ends, shorten
+from kedit.kilm.markup import GENERIC
 from kedit.kilm.titles import DISAMBIGUATION, MISSING, UNRESOLVED, Descriptions, Titles, hashes
 from kedit.lm.text import Encoded, encode
 
@@ -114,7 +116,7 @@ def _word(text: str, offsets: np.ndarray, inside: np.ndarray, after: int, limit:
 
 def _trimmed(text: str, offsets: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
     ranges = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         while start < end and not text[offsets[start, 0] : offsets[start, 1]].strip():
             start += 1
         while end > start and not text[offsets[end - 1, 0] : offsets[end - 1, 1]].strip():

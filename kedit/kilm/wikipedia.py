@@ -9,7 +9,9 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
 from kedit.editing.sources import DataError
@@ -83,7 +85,7 @@ def split(path: Path, part_bytes: int) -> list[Part]:
                         break
                     cuts.append(cut)
     cuts.append(size)
-    return [Part(path, a, b, first=a == 0, last=b == size) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [Part(path, a, b, first=a == 0, last=b == size) for a, b in pairwise(cuts)]
 
 
 def _kind(path: Path, head: bytes) -> bool:
@@ -142,7 +144,7 @@ def pages(part: Part, advance: Callable[[int], None] = lambda count: None) -> It
         after = f", the last one {title!r}" if title else ""
         return DataError(f"{part.path}: {what} near byte {place.at:,}, after {count:,} whole pages{after}: {AGAIN}")
 
-    parser = ET.XMLPullParser(events=("start", "end"))
+    parser: Any = ET.XMLPullParser(events=("start", "end"))
     root: ET.Element | None = None
     try:
         if not part.first:

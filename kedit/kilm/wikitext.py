@@ -6,86 +6,34 @@ which titles exist, or of tokens.
 
 import html
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from mwparserfromhell.parser import CTokenizer, ParserError, use_c
 from mwparserfromhell.parser import tokens as tk
 from mwparserfromhell.parser.tokenizer import Tokenizer
 
-Setting = Literal["lead", "full"]
+from kedit.kilm.markup import (
+    BLOCK_TAGS,
+    COMPUTED,
+    DROPPED_TAGS,
+    FIRST,
+    LINKS_ABROAD,
+    MEDIA,
+    NAMESPACES,
+    SECOND,
+    SYMBOLS,
+    TABLE_TAGS,
+)
+from kedit.kilm.sections import Setting, sections, stretches
+from kedit.kilm.tidy import tidy
 
-DROPPED_SECTIONS = frozenset(
-    ["references", "reference", "see also", "external links", "external link", "further reading", "notes", "note", "sources", "source", "bibliography", "citations", "footnotes", "footnote", "notes and references", "references and notes", "notes and citations", "works cited", "primary sources", "secondary sources", "tertiary sources", "general references", "cited references", "cited sources", "sources and further reading", "references and further reading", "selected bibliography", "gallery", "image gallery", "general and cited references", "explanatory notes", "notes and sources", "references and sources", "literature"]
-)
-MEDIA = frozenset({"file", "image", "media"})
-NAMESPACES = frozenset(
-    "talk|user|user talk|wikipedia|wikipedia talk|wp|project|file talk|mediawiki|mediawiki talk|template|template talk|"
-    "help|help talk|category talk|portal|portal talk|book|book talk|draft|draft talk|education program|timedtext|"
-    "timedtext talk|module|module talk|gadget|special|topic|wt|"
-    # sister projects
-    "wikt|wiktionary|wikisource|s|wikiquote|q|wikibooks|b|wikinews|n|wikiversity|v|wikivoyage|voy|wikispecies|species|"
-    "commons|c|meta|m|mw|wikidata|d|wikimedia|foundation|phab|doi|bugzilla|toollabs|iarchive|oeis|rfc|imdbname".split(
-        "|"
-    )
-)
 # A language is written in lower case with no space after the colon: [[pi:x]] is Pali, [[Pi: x]] an article.
 LANGUAGE = re.compile(r":?(?:[a-z]{2,3}(?:-[a-z]{2,10}){0,2}|simple):(?! )")
 TRAIL = re.compile(r"[a-z]+")  # English MediaWiki: the letters after ]] belong to the link
 PIPE_TRICK = re.compile(r"\s*(?:\([^()]*\)|,.*)$")
-
-# Templates whose text stands in the sentence: the position of the parameter that is shown (-1: the last one).
-SHOWN = {
-    **dict.fromkeys(("lang", "transl", "transliteration", "langx", "lang-rtl", "rtl-lang"), -1),
-    **dict.fromkeys(
-        ["nowrap", "nobr", "nobold", "noitalic", "small", "big", "smaller", "larger", "em", "strong", "abbr", "tooltip", "linktext", "vanchor", "visible anchor", "ill", "interlanguage link", "ill2", "script", "unicode", "nq", "nastaliq", "not a typo", "sic", "as written", "proper name", "nihongo", "formatnum", "nihongo2", "nihongo krt", "formatprice", "pronunciation", "mvar", "var", "keypress", "italic title", "okay", "bold"],
-        0,
-    ),
-}
-SYMBOLS = {
-    **dict.fromkeys(("ndash", "en dash"), "–"),
-    **dict.fromkeys(("spaced ndash", "snd", "spnd", "spaced en dash", "snds", "dash", "spndash"), " – "),
-    **dict.fromkeys(("mdash", "em dash"), "—"),
-    **dict.fromkeys(("nbsp", "space", "thinsp", "hair space", "thin space", "spaces"), " "),
-    **dict.fromkeys(("'", "apostrophe"), "'"),
-    **dict.fromkeys(("'s", "apostrophe s"), "'s"),
-    "!": "|",
-    "=": "=",
-    "okina": "ʻ",
-    "ayin": "ʿ",
-    "hamza": "ʾ",
-    "pound": "£",
-    "euro": "€",
-    "·": "·",
-    "middot": "·",
-    "bull": "•",
-    "degrees": "°",
-}
-# Tags dropped with all they hold. Every other tag is dropped and its text stays.
-DROPPED_TAGS = frozenset(
-    ["references", "gallery", "math", "chem", "ce", "timeline", "score", "imagemap", "hiero", "graph", "syntaxhighlight", "source", "pre", "inputbox", "section", "categorytree", "templatedata", "noinclude", "includeonly", "mapframe", "maplink", "script", "style", "templatestyles", "indicator"]
-)
-TABLE_TAGS = frozenset({"table", "tr", "td", "th"})
-
-# Markup that the parser could not close stays behind as text.
-LEFTOVER = re.compile(
-    r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}|'''*|</?[a-zA-Z][^<>\n]{0,200}>|</?ref\b[^<>\n]*>?|<!--+|--+>|__[A-Z]{3,}__"
-)
-MARKS = ("[[", "]]", "{{", "}}", "{|", "|}", "''", "<", "-->", "__")
-LEFTOVER_LINE = re.compile(r"^[ \t]*[|!}][^\n]*\n?", re.MULTILINE)  # rows of a table or a template never closed
-BREAKS = "\n\r\v\f\x85\u2028\u2029"
-INVISIBLE = "\u200b\u200e\u200f\ufeff\u2060\u00ad\x00-\x08"
-# Each pattern starts with a plain set or letter, so that `re` skips the rest of the text fast.
-SPACE = re.compile(rf"[\s{INVISIBLE}](?:[\s{INVISIBLE}]+|(?<! ))")
-HOLE = re.compile(  # what a dropped template leaves behind: "( )", "(; ", " ,"
-    r"  *(?:\([ ,;:/–-]*\)|\[ *\]|(?=[,;)](?!\w))|(?=\.(?:\s|$)))"
-    r"|\([ ,;:/–-]*\)|\[ *\]|,[ ,;:]*(?=\)|\.(?:\s|$))|;[ ,;:]*(?=\))"
-    r"|\([ ,;:]+(?P<opening>)|,(?: ?,)+(?= |$)(?P<comma>)"
-)
 
 
 @dataclass
@@ -122,61 +70,6 @@ def normalise_title(raw: str) -> str:
     return first + title[1:] if len(first) == 1 else title  # "ß" has no single upper-case form
 
 
-def sections(wikitext: str) -> list[tuple[str, int, int, int]]:
-    """Sections as (heading, level, start, end of the body); the first is the lead, with heading "" and level 0.
-
-    A line like `== x ==` inside a comment or a closed template is no heading.
-    """
-    protected: list[tuple[int, int]] | None = None
-    found = [("", 0, 0, len(wikitext))]
-    position = 0 if wikitext.startswith("==") else wikitext.find("\n==") + 1
-    while position or wikitext.startswith("=="):
-        end_of_line = wikitext.find("\n", position)
-        end_of_line = len(wikitext) if end_of_line < 0 else end_of_line
-        line = wikitext[position:end_of_line].partition("<!--")[0].rstrip()
-        level = min(len(line) - len(line.lstrip("=")), len(line) - len(line.rstrip("=")), 6)
-        if level >= 2 and len(line) > 2 * level:
-            if protected is None and not _balanced(wikitext, found[-1][2], position):
-                protected = _protected(wikitext)
-            if protected is None or not _inside(protected, position):
-                heading, old_level, start, _ = found[-1]
-                found[-1] = (heading, old_level, start, max(position - 1, 0))
-                found.append((line.strip("=").strip(), level, end_of_line, len(wikitext)))
-        position = wikitext.find("\n==", end_of_line) + 1
-        if not position:
-            break
-    return found
-
-
-def _balanced(text: str, start: int, end: int) -> bool:
-    return text.count("{{", start, end) == text.count("}}", start, end) and (
-        text.count("<!--", start, end) == text.count("-->", start, end)
-    )
-
-
-def _protected(text: str) -> list[tuple[int, int]]:
-    """Comments, nowiki and closed templates (the outermost), as sorted spans."""
-    spans: list[tuple[int, int]] = []
-    opened: list[int] = []
-    for match in re.finditer(r"<!--.*?-->|<nowiki>.*?</nowiki>|\{\{|\}\}", text, re.DOTALL | re.IGNORECASE):
-        mark = match.group()
-        if mark == "{{":
-            opened.append(match.start())
-        elif mark != "}}":
-            spans.append(match.span())
-        elif opened:
-            start = opened.pop()
-            while spans and spans[-1][0] > start:
-                spans.pop()
-            spans.append((start, match.end()))
-    return spans
-
-
-def _inside(spans: list[tuple[int, int]], position: int) -> bool:
-    before = bisect_right(spans, (position, 0)) - 1
-    return before >= 0 and position < spans[before][1]
-
-
 def clean(wikitext: str, setting: Setting = "full") -> Clean:
     """Plain text and link spans of a page.
 
@@ -194,18 +87,6 @@ def clean(wikitext: str, setting: Setting = "full") -> Clean:
         else:
             walk.run(wikitext[start:end])
     return walk.finish()
-
-
-def stretches(wikitext: str, setting: Setting) -> Iterator[tuple[int, int, str]]:
-    """The bodies of the sections as (start, end, why it is left out); "" for what is read."""
-    dropped_level = 0
-    for heading, level, start, end in sections(wikitext):
-        if level and setting == "lead":
-            yield start, len(wikitext), "outside the lead"
-            return
-        if not dropped_level or level <= dropped_level:
-            dropped_level = level if heading.replace("'", "").strip(" :").lower() in DROPPED_SECTIONS else 0
-        yield start, end, "in a dropped section" if dropped_level else ""
 
 
 class _Walk:
@@ -340,7 +221,7 @@ class _Walk:
         start, target, fate = opened.pop()
         if fate == "in the text":
             following = self.tokens[i + 1] if i + 1 < end else None
-            trail = TRAIL.match(following["text"]) if type(following) is tk.Text else None
+            trail = TRAIL.match(following["text"]) if following and type(following) is tk.Text else None
             stop = self.length + (trail.end() if trail else 0)
             if self.links and self.links[-1][1] > start:
                 fate = "around another link"
@@ -397,7 +278,7 @@ class _Walk:
             else:
                 j += 1
         self.count_links(i, j, "in a tag")
-        if token.get("wiki_markup") is None and name in ("p", "div", "blockquote", "poem", "li", "center"):
+        if token.get("wiki_markup") is None and name in BLOCK_TAGS:
             self.emit("\n")
         return j + 1
 
@@ -414,20 +295,18 @@ class _Walk:
             self.describe(i, end, solid)
         elif name in SYMBOLS:
             self.emit(SYMBOLS[name])
-        elif name.startswith("lang-") or name in SHOWN:
-            slots = [slot for key, *slot in self.parameters(i, end) if not key]
+        elif name in FIRST or name in SECOND or name.startswith("lang-"):
+            slots = [slot for slot in self.parameters(i, end) if not slot[0]]
             if slots:
-                at = SHOWN.get(name, 0)
-                start, stop = slots[min(at if at >= 0 else max(len(slots) - 1, 0), 1) if at < 0 else at]
-                if name in ("ill", "interlanguage link", "ill2"):
-                    self.emit(normalise_title(self.shown(start, stop)))
-                    self.count_links(i, end, "in a template")
-                else:
-                    self.count_links(i, start, "in a template")
-                    self.walk(start, stop)
-                    self.count_links(stop, end, "in a template")
+                _, start, stop = slots[1] if name in SECOND and len(slots) > 1 else slots[0]
+                self.count_links(i, start, "in a template")
+                self.walk(start, stop)
+                self.count_links(stop, end, "in a template")
                 return end
-        elif name in ("convert", "cvt", "val", "circa", "c.", "ca.", "frac", "fraction", "as of", "formatnum:"):
+        elif name in LINKS_ABROAD:
+            slots = self.parameters(i, end)
+            self.emit(normalise_title(self.shown(*slots[0][1:])) if slots else "")
+        elif name in COMPUTED:
             self.emit(self.computed(name, i, end))
         elif name.startswith("formatnum:"):
             self.emit(first["text"].partition(":")[2].strip())
@@ -479,7 +358,7 @@ class _Walk:
         return "c. " + "–".join(plain[:2])
 
     def describe(self, i: int, end: int, solid: str) -> None:
-        """{{Short description|text|noreplace}} and {{SHORTDESC:text|noreplace}}; as in MediaWiki the last one stands."""
+        """{{Short description|text|noreplace}} and {{SHORTDESC:text|noreplace}}; as in MediaWiki the last stands."""
         slots = self.parameters(i, end)
         if ":" in solid:
             stop = slots[0][1] - 1 if slots else end - 1
@@ -493,7 +372,7 @@ class _Walk:
             rest = [slot for slot in slots if slot is not given]
         else:
             return
-        text = _tidy(text, [])[0].replace("\n", " ")
+        text = tidy(text, [])[0].replace("\n", " ")
         kept = any(self.shown(a, b).strip().lower() == "noreplace" for _, a, b in rest)
         if not (self.short_description and (kept or not text)):
             self.short_description = text
@@ -501,7 +380,7 @@ class _Walk:
     def finish(self) -> Clean:
         text = "".join(self.pieces)
         spans = [[start, end] for start, end, _ in self.links]
-        text, spans, leftovers = _tidy(text, spans)
+        text, spans, leftovers = tidy(text, spans)
         links: list[tuple[int, int, str]] = []
         for (start, end), (_, _, target) in zip(spans, self.links, strict=True):
             while start < end and text[start].isspace():
@@ -537,76 +416,6 @@ def _target(raw: str) -> tuple[str, str, bool]:
     if not title or any(mark in title for mark in "[]{}|<>\n"):
         return "", "no valid target", True
     return title, "in the text", True
-
-
-def _tidy(text: str, spans: list[list[int]]) -> tuple[str, list[list[int]], int]:
-    """Remove leftovers, fold white space and close the holes of dropped templates; (text, spans, leftovers)."""
-    leftovers = 0
-    if "\n|" in text or "\n!" in text or "\n}" in text or text[:1] in "|!}":
-        text, spans, count = _edit(text, spans, LEFTOVER_LINE, _nothing)
-        leftovers += count
-    if any(mark in text for mark in MARKS):
-        text, spans, count = _edit(text, spans, LEFTOVER, _nothing)
-        leftovers += count
-    text, spans, _ = _edit(text, spans, HOLE, _closed)
-    text, spans, _ = _edit(text, spans, SPACE, _folded)
-    lead = len(text) - len(text.lstrip())
-    text = text.strip()
-    spans = [[min(max(a - lead, 0), len(text)), min(max(b - lead, 0), len(text))] for a, b in spans]
-    if any(mark in text for mark in ("[[", "]]", "{{", "}}", "'''", "<ref")):  # two halves that met
-        text, spans, count = _tidy(text, spans)
-        leftovers += count
-    return text, spans, leftovers
-
-
-def _nothing(match: re.Match[str]) -> str:
-    return ""
-
-
-def _closed(match: re.Match[str]) -> str:
-    return match.group()[0] if match.lastgroup else ""
-
-
-def _folded(match: re.Match[str]) -> str:
-    space = match.group()
-    if space == "\n":
-        return space
-    if not space.isspace():
-        space = "".join(filter(str.isspace, space))
-    return "\n" if any(mark in space for mark in BREAKS) else " " if space else ""
-
-
-def _edit(
-    text: str, spans: list[list[int]], pattern: re.Pattern[str], new_text: Callable[[re.Match[str]], str]
-) -> tuple[str, list[list[int]], int]:
-    """Replace every match and move the spans along; (text, spans, number of replacements)."""
-    starts: list[int] = []
-    ends: list[int] = []
-    moved = [0]
-    pieces: list[str] = []
-    last = 0
-    for match in pattern.finditer(text):
-        new = new_text(match)
-        start, end = match.span()
-        if end - start == 1 and new == text[start]:
-            continue
-        pieces.append(text[last:start])
-        pieces.append(new)
-        starts.append(start)
-        ends.append(end)
-        moved.append(moved[-1] + len(new) - (end - start))
-        last = end
-    if not starts:
-        return text, spans, 0
-    pieces.append(text[last:])
-
-    def place(position: int) -> int:
-        before = bisect_right(ends, position)
-        if before < len(starts) and starts[before] < position:  # inside what was replaced
-            return starts[before] + moved[before]
-        return position + moved[before]
-
-    return "".join(pieces), [[place(a), place(b)] for a, b in spans], len(starts)
 
 
 __all__ = ["Clean", "ParserError", "Setting", "clean", "normalise_title", "sections", "stretches"]

@@ -57,7 +57,7 @@ class ResumableData(LightningDataModule):
         """`consumed`: micro-batches trained on since the start, alike on all processes; `random`: one random state
         per process. Loads with `weights_only=True`. Called on every process, for it gathers.
         """
-        own = self._random if self._random is not None else random_state()
+        own = _to_save(self._random if self._random is not None else random_state())
         states: list[Any] = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * torch.distributed.get_world_size()
@@ -70,7 +70,7 @@ class ResumableData(LightningDataModule):
         self.consumed = int(state_dict["consumed"])
         states = state_dict["random"]
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        self._random = states[rank % len(states)]
+        self._random = _from_saved(states[rank % len(states)])
 
 
 class TrainingPosition(Callback):
@@ -101,20 +101,10 @@ def _resumable(trainer: Trainer) -> ResumableData | None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, numpy's, torch's and this process's CUDA generator, in types that
-    `torch.load(weights_only=True)` reads.
-    """
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    """The state of Python's, numpy's, torch's and this process's CUDA generator, each in its own form."""
     return {
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "numpy": [
-            name,
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=True),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None,
     }
@@ -122,13 +112,32 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Undo everything drawn since `random_state` gave this."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _to_save(state: dict[str, Any]) -> dict[str, Any]:
+    """The same in types that `torch.load(weights_only=True)` reads."""
+    version, words, gauss = state["python"]
+    name, keys, *rest = state["numpy"]
+    return state | {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+    }
+
+
+def _from_saved(state: dict[str, Any]) -> dict[str, Any]:
+    version, words, gauss = state["python"]
+    name, keys, *rest = state["numpy"]
+    return {
+        "python": (version, tuple(words.tolist()), gauss),
+        "numpy": (name, keys.cpu().numpy().astype(np.uint32), *rest),
+        "torch": state["torch"].cpu(),
+        "cuda": None if state["cuda"] is None else state["cuda"].cpu(),
+    }
 
 
 class BatchLoader:

@@ -2,11 +2,13 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -440,7 +442,7 @@ def test_units_hold_every_mention_whole_and_are_short_enough(tokenizer_folders, 
         return
     longest = data.draw(st.integers(8, 20))
     edges = sorted(set(data.draw(st.lists(st.integers(0, len(text)), max_size=8))))
-    pairs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if text[a:b].strip()]
+    pairs = [(a, b) for a, b in pairwise(edges) if text[a:b].strip()]
     pairs = [(b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())) for a, b in pairs]
     spans = np.asarray(pairs).reshape(-1, 2)
     tokens = units.token_spans(encoded.offsets, spans)
@@ -573,3 +575,31 @@ def test_the_real_extract(tmp_path, real_data, setting, kept):
     for unit in range(len(corpus)):
         text = corpus.tokenizer().decode(corpus.tokens(unit).tolist())
         assert not [mark for mark in ("[[", "]]", "{{", "}}", "<ref", "'''") if mark in text]
+
+
+def test_real_articles_in_a_dump_have_the_description_of_their_template(tmp_path, real_data):
+    texts = {
+        p.stem: p.read_text(encoding="utf-8") for p in sorted((real_data / "wikipedia/wikitext_shortdesc").glob("*"))
+    }
+    dump = write(tmp_path / "a.xml.bz2", [page(name, text) for name, text in texts.items()], each=2)
+    manifest = build_corpus([dump], str(real_data / "tokenizers/roberta"), tmp_path / "c", "lead", workers=1)
+    accounted(manifest)
+    assert manifest["descriptions_by_source"] == {"sentence": 1, "template": 6}
+    corpus = Corpus(tmp_path / "c")
+    found = {corpus.title(entity): corpus.description(entity) for entity in range(7)}
+    assert found["islamabad-full"].startswith("Islamabad (")
+    assert {name: found[name] for name in ("athena", "bob-marley", "deliveroo")} == {
+        "athena": "Greek goddess of wisdom",
+        "bob-marley": "Jamaican reggae musician (1945–1981)",
+        "deliveroo": "Food delivery company",
+    }
+
+
+def test_a_folder_made_anew_in_one_process_keeps_nothing_of_the_old_one(tmp_path, dump, tokenizer):
+    build_corpus([dump], tokenizer, tmp_path / "c", chunk_tokens=48, workers=1)
+    shutil.rmtree(tmp_path / "c")
+    other = train_tokenizer(["quite other words are found in this text"], 300, 0)
+    other.save_pretrained(tmp_path / "other")
+    build_corpus([dump], str(tmp_path / "other"), tmp_path / "c", chunk_tokens=64, workers=1)
+    build_corpus([dump], str(tmp_path / "other"), tmp_path / "d", chunk_tokens=64, workers=1)
+    assert contents(tmp_path / "c") == contents(tmp_path / "d")

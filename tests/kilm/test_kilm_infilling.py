@@ -137,6 +137,8 @@ def test_settings_are_checked():
         Infilling(masked_share=1.5)
     with pytest.raises(ValueError, match="span_length is 0"):
         Infilling(span_length=0)
+    with pytest.raises(ValueError, match="described_share is 0"):
+        Infilling(described_share=0)
     assert Infilling(reference=True).mentions == 1
     assert Infilling(knowledge=False).mentions == 0
 

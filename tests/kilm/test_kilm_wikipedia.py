@@ -76,7 +76,7 @@ def test_cut_in_the_middle_of_a_stream(tmp_path):
     message = damaged(tmp_path, b"".join(parts)[: len(b"".join(parts[:4])) + 40])
     assert "cut short (in the middle of a bzip2 stream)" in message
     assert "after 30 whole pages, the last one 'Old name 14'" in message
-    assert damaged(tmp_path, b"".join(parts)[:2]) and damaged(tmp_path, b"BZh9")
+    assert "cut short" in damaged(tmp_path, b"BZh9")
 
 
 @pytest.mark.parametrize("part_bytes", [300, 1 << 24])

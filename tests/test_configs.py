@@ -1,0 +1,77 @@
+"""Every configuration parses, and runs two steps on a tiny model of its architecture."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ARCHITECTURES
+
+from kedit.cli import main
+from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, save_skeleton
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "hardware").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory, world_corpus):
+    folders = {}
+    for family, architecture in (("bart", "bart"), ("t5", "t5-v1.1")):
+        folder = tmp_path_factory.mktemp(f"model-{family}")
+        tokenizer = load_tokenizer(Path(world_corpus[family]) / "tokenizer")
+        model = load_seq2seq(Backbone(architecture=ARCHITECTURES[architecture]), tokenizer)
+        model.save_pretrained(folder)
+        save_skeleton(model, tokenizer, folder)
+        folders[family] = str(folder)
+    return folders
+
+
+def tiny(config: dict, models: dict[str, str], corpora: dict[str, str]) -> list[str]:
+    """Options that make a configuration small."""
+    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    options = ["--trainer.max_steps", "2", "--trainer.max_epochs", "-1", "--trainer.val_check_interval", "null",
+               "--data.init_args.row_tokens", "128", "--data.init_args.evaluation.held_out", "20"]  # fmt: skip
+    if name := model["backbone"].get("name"):
+        family = "t5" if "t5" in name else "bart"
+        options += ["--model.init_args.backbone.name", models[family], "--data.init_args.corpus", corpora[family]]
+    else:
+        wiki = "--data.init_args.make.wiki.init_args"
+        options += [f"{wiki}.entities", "200", f"{wiki}.paragraphs", "2"]
+    if data.get("batch_tokens"):
+        options += ["--data.init_args.batch_tokens", "2048"]
+    return options
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_two_steps(path, tmp_path, monkeypatch, tiny_models, world_corpus):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+    config = yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path), "--config", str(ROOT / "configs/hardware/cpu.yaml")]
+    assert main(["fit", *arguments, *tiny(config, tiny_models, world_corpus)]) == 0
+    run = config["run"]["name"] + ("-1" if config["run"].get("numbered") else "")
+    assert list((tmp_path / "checkpoints" / run).glob("*.ckpt"))
+    assert (tmp_path / "checkpoints" / run / "backbone" / "config.json").exists()
+    results = tmp_path / "logs" / run / "results.json"
+    assert results.exists() == bool(config.get("test_after_fit"))
+    if results.exists():
+        assert all(key.startswith("test/") for key in json.loads(results.read_text()))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_overlays_parse_over_every_configuration(path, overlay, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(path), "--config", str(overlay), "--print_config"]) == 0
+    merged = yaml.safe_load(capsys.readouterr().out)
+    for key, value in yaml.safe_load(overlay.read_text())["trainer"].items():
+        assert merged["trainer"][key] == value or isinstance(value, dict)
+
+
+@pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda path: path.stem)
+def test_the_first_comment_says_what_it_is(path):
+    comment = path.read_text().split("\n")[0]
+    assert comment.startswith("# ")
+    assert len(comment) > 40

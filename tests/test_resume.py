@@ -1,0 +1,131 @@
+"""A run that is killed with SIGKILL and resumed ends with the very weights of a run that was left alone."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+from kedit.cli import main
+
+CONFIG = """
+seed_everything: 3
+run: {{name: {name}}}
+model:
+  class_path: kedit.kilm.KilmModule
+  init_args:
+    backbone: {{architecture: {architecture}}}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.001}}}}
+    schedule: {{warmup: 0.1}}
+data:
+  class_path: kedit.kilm.KilmData
+  init_args:
+    corpus: {corpus}
+    row_tokens: {row_tokens}
+    batch_rows: 2
+    num_workers: {workers}
+    evaluation: {{held_out: 30, validation_mentions: 4, panel: 1}}
+trainer:
+  accelerator: cpu
+  max_steps: {steps}
+  accumulate_grad_batches: 2
+  val_check_interval: 11
+  check_val_every_n_epoch: null
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+checkpoint: {{every_n_train_steps: 3, save_last: true, save_top_k: 1}}
+"""
+
+
+def child(folder: Path, arguments: list[str]) -> None:
+    os.chdir(folder)
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    os._exit(main(arguments))
+
+
+def start(folder: Path, *arguments: str) -> multiprocessing.Process:
+    """`python -m kedit fit` in a process of its own, forked so that nothing is imported again."""
+    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, ["fit", *arguments]))
+    process.start()
+    return process
+
+
+def steps_done(run: Path) -> int:
+    checkpoints = list(run.glob("*step=*.ckpt"))
+    return max((int(path.stem.split("step=")[1].split("-")[0]) for path in checkpoints), default=0)
+
+
+def weights(run: Path) -> dict:
+    return torch.load(run / "last.ckpt", weights_only=True)
+
+
+def killed_and_resumed(folder: Path, corpus: str, name: str, workers: int, steps: int, row_tokens: int, seed: int) -> int:
+    """Run twice, once with kill -9 at a random step; the step that was reached before the kill."""
+    draw = random.Random(seed)
+    architecture = dict(ARCHITECTURES[name]) | ({"max_position_embeddings": 1024} if name == "bart" else {})
+    for run in ("whole", "killed"):
+        (folder / f"{run}.yaml").write_text(
+            CONFIG.format(
+                name=run, architecture=architecture, corpus=corpus, workers=workers, steps=steps, row_tokens=row_tokens
+            )
+        )
+    whole, killed = folder / "checkpoints" / "whole", folder / "checkpoints" / "killed"
+    process = start(folder, "--config", str(folder / "whole.yaml"))
+    process.join()
+    assert process.exitcode == 0
+
+    process = start(folder, "--config", str(folder / "killed.yaml"))
+    least, delay = draw.randrange(3, steps - 6), draw.random() * 0.2
+    while steps_done(killed) < least and process.is_alive():
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    reached = steps_done(killed)
+    assert 0 < reached < steps
+
+    process = start(folder, "--config", str(folder / "killed.yaml"), "--ckpt_path", "last")
+    process.join()
+    assert process.exitcode == 0
+    one, two = weights(whole), weights(killed)
+    assert one["global_step"] == two["global_step"] == steps
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for key, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][key]), key
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two)]
+    assert all(torch.equal(moments[0][k]["exp_avg_sq"], moments[1][k]["exp_avg_sq"]) for k in moments[0])
+    return reached
+
+
+@pytest.mark.parametrize(("name", "workers"), [("bart", 2), ("t5", 0)])
+def test_killed_and_resumed_is_bit_identical(tmp_path, world_corpus, name, workers):
+    killed_and_resumed(tmp_path, world_corpus[name], name, workers, steps=24, row_tokens=128, seed=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_on_the_real_extract(tmp_path, real_data, name, workers):
+    """Articles of the 2016 extract, whole, with BART's and a T5-style tokenizer."""
+    from kedit.kilm import build_corpus
+    from kedit.lm.backbones import load_tokenizer
+
+    tokenizer = str(real_data / "tokenizers" / "roberta")
+    if name == "t5":
+        extended = load_tokenizer(tokenizer)
+        extended.add_tokens([f"<extra_id_{k}>" for k in range(100)], special_tokens=True)
+        tokenizer = str(tmp_path / "tokenizer")
+        extended.save_pretrained(tokenizer)
+    dump = real_data / "wikipedia" / "enwiki-shortened-2016.xml.bz2"
+    build_corpus(dump=[dump], tokenizer=tokenizer, output=tmp_path / "corpus", setting="full")
+    reached = killed_and_resumed(
+        tmp_path, str(tmp_path / "corpus"), name, workers, steps=30, row_tokens=1024, seed=hash((name == "t5", workers))
+    )
+    print(f"{name}, {workers} workers: killed after checkpoint {reached}, weights bit-identical at step 30")
