@@ -65,7 +65,9 @@ def weights(run: Path) -> dict:
     return torch.load(run / "last.ckpt", weights_only=True)
 
 
-def killed_and_resumed(folder: Path, corpus: str, name: str, workers: int, steps: int, row_tokens: int, seed: int) -> int:
+def killed_and_resumed(
+    folder: Path, corpus: str, name: str, workers: int, steps: int, row_tokens: int, seed: int
+) -> int:
     """Run twice, once with kill -9 at a random step; the step that was reached before the kill."""
     draw = random.Random(seed)
     architecture = dict(ARCHITECTURES[name]) | ({"max_position_embeddings": 1024} if name == "bart" else {})

@@ -1,4 +1,4 @@
-"""Where facts and questions come from: the abstract sources that `benchmarks` and `world` implement and methods consume.
+"""Where facts and questions come from: abstract sources that `benchmarks` and `world` implement and methods use.
 
 A method never imports an implementation: a config names it by `class_path`.
 """

@@ -158,7 +158,7 @@ class KilmData(ResumableData):
     def setup(self, stage: str) -> None:
         if self._corpus is not None:
             return
-        corpus = self._corpus = Corpus(self.folder if self.make is None else self.make.folder() / "corpus")
+        corpus = self._corpus = Corpus(self.make.folder() / "corpus" if self.make is not None else str(self.folder))
         self.tokenizer = corpus.tokenizer()
         self.marks = markup(self.tokenizer)
         self.train_units, self.validation_units, self.test_units = split(
@@ -231,9 +231,7 @@ class KilmData(ResumableData):
         self.panel = described(self.corpus, self.validation_units, known, self.evaluation.panel, self.seed)
         loaders = [self._held_out_rows(self.validation_units, self.infilling)]
         if self.infilling.knowledge:
-            asked = described(
-                self.corpus, self.validation_units, known, self.evaluation.validation_mentions, self.seed
-            )
+            asked = described(self.corpus, self.validation_units, known, self.evaluation.validation_mentions, self.seed)
             loaders.append(self._mentions("description", asked))
         return loaders
 
@@ -245,9 +243,7 @@ class KilmData(ResumableData):
             self._held_out_rows(self.test_units, plain),
             self._mentions("seen", described(corpus, self.train_units, known, most, seed)),
             self._mentions("unseen", described(corpus, self.test_units, known, most, seed)),
-            self._mentions(
-                "disambiguation", described(corpus, self.test_units, known, most, seed, ambiguous=True)
-            ),
+            self._mentions("disambiguation", described(corpus, self.test_units, known, most, seed, ambiguous=True)),
         ]
         for benchmark in self.evaluation.benchmarks or []:
             if isinstance(benchmark, MentionSource):

@@ -19,6 +19,7 @@ from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, output_he
 from kedit.lm.decoding import greedy
 from kedit.lm.losses import linear_nll
 from kedit.lm.packing import PackedRows, decode, encode, lay_out, row_limit
+from kedit.lm.text import decode as decode_text
 from kedit.lm.text import encode as encode_text
 from kedit.lm.text import token_span
 
@@ -33,9 +34,9 @@ class Description(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The likeliest candidate (index, -1 where there is none) and every candidate's score in nats."""
+    """The number of the likeliest candidate, -1 where there is none, and every candidate's score in nats."""
 
-    index: int
+    chosen: int
     scores: list[float]
 
 
@@ -163,7 +164,7 @@ class Infiller:
         return encode(self.model, PackedRows(ids, document, position, ids, document, position, document)), document >= 0
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True).strip()
+        return decode_text(self.tokenizer, ids, special=False).strip()
 
     # describe ---------------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,9 @@ class Infiller:
             for index, options in enumerate(strings)
             for group in self._groups(len(prefixes[index]), [len(option) for option in options])
         ]
-        layout = [self._candidate_row(prefixes[index], [(k, strings[index][k]) for k in group]) for index, group in rows]
+        layout = [
+            self._candidate_row(prefixes[index], [(k, strings[index][k]) for k in group]) for index, group in rows
+        ]
         nll, row, candidate = self._candidate_nll(sources, states, [index for index, _ in rows], layout)
         mention_of = np.array([index for index, _ in rows])[row]
         scores = []
@@ -335,12 +338,14 @@ class Infiller:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Losses of all candidate tokens, with the row and the candidate of each; row r reads source reads[r]."""
         device = self.model.device
-        source = lay_out([[sources[index]] for index in reads], self.marks.pad)
+        source, source_document, source_position = lay_out([[sources[index]] for index in reads], self.marks.pad)
         decoder, document, _ = lay_out([[part[0] for part in row] for row in layout], self.marks.pad)
         position, branch, target = (lay_out([[part[k] for part in row] for row in layout], 0)[0] for k in (1, 2, 3))
         candidate = lay_out([[part[4] for part in row] for row in layout], -1)[0]
         packed = PackedRows(
-            *(tensor.to(device) for tensor in source),
+            source.to(device),
+            source_document.to(device),
+            source_position.to(device),
             decoder.to(device),
             document.to(device),
             position.to(device),
@@ -390,8 +395,7 @@ class Infiller:
             batch = order[begin : begin + self.batch_size]
             states, real = self._encode([sources[index] for index in batch])
             chosen = [prefixes[index] for index in batch]
-            for index, ids in zip(
-                batch, greedy(self.model, states, real, chosen, stop, self._room(chosen, most)), strict=True
-            ):
-                answers[index] = self._text(ids).split("\n")[0].split(before.strip())[0].strip()
+            written = greedy(self.model, states, real, chosen, stop, self._room(chosen, most))
+            for index, answer in zip(batch, written, strict=True):
+                answers[index] = self._text(answer).split("\n")[0].split(before.strip())[0].strip()
         return answers

@@ -1,4 +1,4 @@
-"""The objective (Xu et al. 2023, section 3): text infilling, with the description of marked mentions to be filled in too.
+"""The objective (Xu et al. 2023, section 3): text infilling, with descriptions of marked mentions to be filled in.
 
 A document `a m b` whose mention m means the entity E with description D becomes, for BART,
 

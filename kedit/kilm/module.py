@@ -1,13 +1,15 @@
 """KILM as a LightningModule: one packed forward pass, the loss by class, and the questions it is judged by."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+from torchmetrics import Metric
 
 from kedit.editing.metrics import DisambiguationScore, ExactMatch, MeanOverTokens, RougeL, TokenF1
 from kedit.editing.module import EditingModule
@@ -22,6 +24,43 @@ from kedit.lm.flops import forward_flops
 from kedit.lm.optim import Schedule
 from kedit.lm.packing import decode, encode, row_limit
 
+USAGE = """\
+```python
+from kedit.kilm import Infiller
+
+infiller = Infiller.from_pretrained("FOLDER")
+infiller.describe(["The Joker was played by Joaquin Phoenix."], ["Joker"])
+```
+
+Without kedit, with transformers alone: mark the mention and let the model fill in what stands between `<ent_desc>` and
+`</ent_desc>`.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+ids = lambda text: tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+marked = "The<ent> Joker</ent><ent_desc>"
+"""
+USAGE_BY_FAMILY = {
+    "bart": USAGE
+    + """\
+source = ids(f"<s>{marked}<mask></ent_desc> was played by Joaquin Phoenix.</s>")
+answer = model.generate(source, decoder_input_ids=ids(f"</s><s>{marked}"), max_new_tokens=40,
+                        eos_token_id=tokenizer.convert_tokens_to_ids("</ent_desc>"), num_beams=1)
+print(tokenizer.decode(answer[0]))  # ... <ent_desc> title <sep> description </ent_desc>
+```
+""",
+    "t5": USAGE
+    + """\
+source = ids(f"{marked}<extra_id_0></ent_desc> was played by Joaquin Phoenix.</s>")
+answer = model.generate(source, decoder_input_ids=ids("<pad><extra_id_0>"), max_new_tokens=40,
+                        eos_token_id=tokenizer.convert_tokens_to_ids("<extra_id_1>"), num_beams=1)
+print(tokenizer.decode(answer[0]))  # <pad><extra_id_0> title <sep> description <extra_id_1>
+```
+""",
+}
+
 
 class KilmModule(EditingModule):
     """Knowledge injection by infilling (Xu et al. 2023).
@@ -33,6 +72,15 @@ class KilmModule(EditingModule):
         schedule: learning rate over steps.
         weight_decay: decay of matrices; biases and norms have none.
     """
+
+    metric_meanings: ClassVar[dict[str, str]] = {
+        "test/infilling_loss": "nats a masked token of held-out text: has text infilling been forgotten?",
+        "test/disambiguation_accuracy": "ambiguous mentions in unseen contexts, the right one of their candidates",
+    } | {
+        f"test/description_{metric}/{contexts}": f"descriptions in {contexts} contexts: {meaning}"
+        for metric, meaning in {"exact_match": "word for word", "f1": "words", "rouge_l": "words in order"}.items()
+        for contexts in ("seen", "unseen")
+    }
 
     def __init__(
         self,
@@ -76,11 +124,14 @@ class KilmModule(EditingModule):
 
     @rank_zero_only
     def _save_skeleton(self) -> None:
-        """What `export` needs beside a checkpoint: configuration and tokenizer."""
-        callback = self.trainer.checkpoint_callback
-        folder = getattr(callback, "dirpath", None)
-        if folder is not None:
-            save_skeleton(self.model, self.tokenizer, Path(folder) / "backbone")
+        """What `export` needs beside a checkpoint: configuration, tokenizer, and what the model card says."""
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        if folder is None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        save_skeleton(self.model, self.tokenizer, Path(folder) / "backbone")
+        (Path(folder) / "backbone" / "usage.md").write_text(USAGE_BY_FAMILY[data.marks.family], encoding="utf-8")
+        (Path(folder) / "data.json").write_text(json.dumps(data.corpus.manifest, indent=1), encoding="utf-8")
 
     def infiller(self) -> Infiller:
         """The model in use, as it stands now."""
@@ -91,9 +142,7 @@ class KilmModule(EditingModule):
     def _loss(self, batch: KilmBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         states = decode(self.model, encode(self.model, batch.rows), batch.rows)
         weight, bias = output_head(self.model)
-        return kilm_loss(
-            states, weight, bias, batch.where_N, batch.targets_N, batch.classes_N, self.class_weights
-        )
+        return kilm_loss(states, weight, bias, batch.where_N, batch.targets_N, batch.classes_N, self.class_weights)
 
     def training_step(self, batch: KilmBatch, batch_idx: int) -> torch.Tensor:
         batch.flops = 3 * forward_flops(self.model.config, batch.source_lengths, batch.target_lengths)
@@ -107,14 +156,14 @@ class KilmModule(EditingModule):
 
     # validation and test ----------------------------------------------------------------------------------------------
 
-    def _score(self, key: str, kind: type[nn.Module]) -> Any:
+    def _score(self, key: str, kind: type[Metric]) -> Any:
         """The metric of this key, made when it is first needed."""
         if key not in self.scores:
             self.scores[key] = kind().to(self.device)
         return self.scores[key]
 
     def _judge_rows(self, batch: KilmBatch, prefix: str) -> None:
-        _, sums, counts = self._loss(batch)
+        _, sums, _ = self._loss(batch)
         self._score(prefix, MeanOverTokens).update(sums.sum(), int(batch.class_counts.sum()))
         for index, name in enumerate(CLASSES):
             if batch.class_counts[index]:
@@ -131,7 +180,7 @@ class KilmModule(EditingModule):
         questions = [mention.question for mention in mentions]
         choices = self.infiller().disambiguate_marked(mentions, scoring)
         titles = [
-            question.candidates[choice.index].title if choice.index >= 0 else ""
+            question.candidates[choice.chosen].title if choice.chosen >= 0 else ""
             for question, choice in zip(questions, choices, strict=True)
         ]
         self._score(key, DisambiguationScore).update(titles, questions)
@@ -158,7 +207,8 @@ class KilmModule(EditingModule):
 
     def _report(self) -> None:
         """Log every metric of this stage and start it afresh."""
-        for key, metric in self.scores.items():
+        for key in self.scores:
+            metric: Metric = self.scores[key]  # type: ignore[assignment]
             value = metric.compute()
             metric.reset()
             for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
@@ -183,7 +233,7 @@ class KilmModule(EditingModule):
         lines = ["| context | generated | gold |", "|---|---|---|"]
         for mention, answer in zip(mentions, self.infiller().describe_marked(mentions), strict=True):
             (start, end), text = mention.question.span, mention.question.text
-            context = f"{text[max(0, start - 120):start]}**{text[start:end]}**{text[end:end + 120]}"
+            context = f"{text[max(0, start - 120) : start]}**{text[start:end]}**{text[end : end + 120]}"
             generated = f"{answer.title}: {answer.description}"
             gold = f"{mention.question.gold}: {mention.question.description}"
             lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ")
@@ -200,7 +250,7 @@ class KilmModule(EditingModule):
             question = mention.question
             result: dict[str, Any] = {"text": question.text, "span": list(question.span), "mention": question.mention}
             result |= {"title": answer.title, "description": answer.description}
-            if choice.index >= 0:
-                result |= {"choice": question.candidates[choice.index].title, "scores": choice.scores}
+            if choice.chosen >= 0:
+                result |= {"choice": question.candidates[choice.chosen].title, "scores": choice.scores}
             results.append(result)
         return results

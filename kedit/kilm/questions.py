@@ -13,6 +13,7 @@ import numpy as np
 from kedit.editing.sources import Candidate, MentionQuestion, Question
 from kedit.kilm.corpus import Corpus
 from kedit.kilm.infiller import MarkedMention
+from kedit.lm.text import decode
 
 
 @dataclass
@@ -106,10 +107,9 @@ def described(
 def _mark(corpus: Corpus, unit: int, mention: Sequence[int], candidates: bool) -> MarkedMention:
     start, end, entity = mention
     ids = np.asarray(corpus.tokens(unit))
-    decode = corpus.tokenizer().decode
-    before, surface, after = decode(ids[:start]), decode(ids[start:end]), decode(ids[end:])
-    left = len(before) + len(surface) - len(surface.lstrip())
-    surface = surface.strip()
+    before, words, after = (decode(corpus.tokenizer(), part) for part in (ids[:start], ids[start:end], ids[end:]))
+    left = len(before) + len(words) - len(words.lstrip())
+    surface = words.strip()
     options = []
     if candidates:
         options = [
@@ -117,7 +117,7 @@ def _mark(corpus: Corpus, unit: int, mention: Sequence[int], candidates: bool) -
             for other, count in sorted(corpus.candidates(surface))
         ]
     question = MentionQuestion(
-        text=before + decode(ids[start:end]) + after,
+        text=before + words + after,
         span=(left, left + len(surface)),
         candidates=options,
         gold=corpus.title(entity),

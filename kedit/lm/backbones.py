@@ -1,4 +1,4 @@
-"""Hugging Face models with their tokenizers: load, extend, describe. Knows architectures; knows nothing of any method."""
+"""Hugging Face models with their tokenizers: load, extend, describe. Knows architectures and no method."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -114,7 +114,7 @@ def grow_vocabulary(model: PreTrainedModel, tokens: int, multiple: int = 1) -> N
     An output head that is not tied to the embedding (T5 v1.1, mT5) stays so: `resize_token_embeddings` would replace
     it by the embedding unless the configuration says that they differ.
     """
-    embedding = model.get_input_embeddings().weight
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     if len(embedding) >= tokens and len(embedding) % multiple == 0:
         return
     head = model.get_output_embeddings()
@@ -122,7 +122,9 @@ def grow_vocabulary(model: PreTrainedModel, tokens: int, multiple: int = 1) -> N
         model.config.tie_word_embeddings = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.resize_token_embeddings(max(tokens, len(embedding)), pad_to_multiple_of=multiple if multiple > 1 else None)
+        model.resize_token_embeddings(
+            max(tokens, len(embedding)), pad_to_multiple_of=multiple if multiple > 1 else None
+        )
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> dict[str, int]:
@@ -130,7 +132,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> dic
     missing = [token for token in tokens if token not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
-    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    vocabulary = tokenizer.get_vocab()
+    return {token: vocabulary[token] for token in tokens}
 
 
 def save_skeleton(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -143,7 +146,7 @@ def save_skeleton(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     tokenizer.save_pretrained(folder)
 
 
-def output_head(model: PreTrainedModel) -> tuple[nn.Parameter, torch.Tensor | None]:
+def output_head(model: PreTrainedModel) -> tuple[nn.Parameter, Tensor | None]:
     """Weight [V, D] and bias [V] (or None) that turn decoder states from `packing.decode` into logits."""
     bias = getattr(model, "final_logits_bias", None)
     head = model.get_output_embeddings()

@@ -53,6 +53,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, leading_
     ]
 
 
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray, *, special: bool = True) -> str:
+    """The text of one sequence of ids, spaces as they are; without special tokens where `special` is false."""
+    text = tokenizer.decode(np.asarray(ids, dtype=np.int64), skip_special_tokens=not special)
+    assert isinstance(text, str)
+    return text
+
+
 def token_span(offsets: np.ndarray, start: int, end: int) -> tuple[int, int]:
     """The tokens [i, j) that overlap the characters [start, end); i == j where none does."""
     touching = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -48,6 +49,9 @@ class Application(LightningCLI):
             lambda r: "litlogger" not in r.getMessage()
         )
         restrict_imports()
+        if not torch.cuda.is_available():
+            # or DeepSpeed, which looks for it, says on standard output that there is none
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         Parser.arguments = arguments
         super().__init__(
             module,

@@ -16,8 +16,12 @@ from kedit.kilm.infilling import INFILLED, KNOWLEDGE, Infilling
 
 
 def same(one, two):
-    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("targets_N", "classes_N", "where_N")) and all(
-        torch.equal(a, b) for a, b in zip(vars(one.rows).values(), vars(two.rows).values(), strict=True) if a is not None
+    return all(
+        torch.equal(getattr(one, name), getattr(two, name)) for name in ("targets_N", "classes_N", "where_N")
+    ) and all(
+        torch.equal(a, b)
+        for a, b in zip(vars(one.rows).values(), vars(two.rows).values(), strict=True)
+        if a is not None
     )
 
 
@@ -131,7 +135,9 @@ def test_held_out_mentions_are_of_entities_seen_in_training(world_corpus):
     for question in questions["disambiguation"]:
         assert len(question.candidates) > 1
         assert question.gold in [candidate.title for candidate in question.candidates]
-    trained = {data.corpus.title(e) for u in data.train_units.tolist() for e in np.asarray(data.corpus.mentions(u))[:, 2]}
+    trained = {
+        data.corpus.title(e) for u in data.train_units.tolist() for e in np.asarray(data.corpus.mentions(u))[:, 2]
+    }
     assert {question.gold for question in questions["unseen"]} <= trained
     # the right answer is not always first
     first = [q.candidates[0].title == q.gold for q in questions["disambiguation"]]
@@ -184,14 +190,14 @@ def test_predict_reads_jsonl_and_names_bad_lines(tmp_path, world_corpus):
         with pytest.raises(DataError, match=message) as error:
             list(read_mentions(file))
         assert f"{file}:2" in str(error.value)
-    with pytest.raises(DataError, match="--data.predict"):
+    with pytest.raises(DataError, match=r"--data\.predict"):
         kilm_data(world_corpus["bart"]).predict_dataloader()
 
 
 def test_settings_that_contradict_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="either data.corpus"):
+    with pytest.raises(ValueError, match=r"either data\.corpus"):
         KilmData(batch_rows=1)
-    with pytest.raises(ValueError, match="either data.batch_rows"):
+    with pytest.raises(ValueError, match=r"either data\.batch_rows"):
         KilmData(corpus="x")
     data = KilmData(corpus=str(tmp_path / "nowhere"), batch_rows=1)
     with pytest.raises(DataError, match="nowhere"):

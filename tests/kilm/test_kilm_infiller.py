@@ -39,11 +39,12 @@ def test_results_do_not_depend_on_the_batch(infiller):
     for text, mention, options, description, choice in zip(TEXTS, MENTIONS, CANDIDATES, together, chosen, strict=True):
         assert infiller.describe([text], [mention], most=10) == [description]
         alone = infiller.disambiguate([text], [mention], [options])[0]
-        assert alone.index == choice.index
+        assert alone.chosen == choice.chosen
         assert alone.scores == pytest.approx(choice.scores, abs=1e-4)
-    assert infiller.answer(["Who?", "Where is the bridge of Velmar?"], most=8)[1] == infiller.answer(
-        ["Where is the bridge of Velmar?"], most=8
-    )[0]
+    assert (
+        infiller.answer(["Who?", "Where is the bridge of Velmar?"], most=8)[1]
+        == infiller.answer(["Where is the bridge of Velmar?"], most=8)[0]
+    )
 
 
 def likelihood(infiller, text, mention, string):
@@ -76,7 +77,7 @@ def test_scores_are_the_stock_models_likelihoods(infiller):
             assert priors[k].scores[c] == pytest.approx(logp.sum() + np.log(prior[c] / prior.sum()), abs=1e-3)
             whole = [*title, *(encode(candidate.description) if candidate.description else []), marks.end_ent_desc]
             assert both[k].scores[c] == pytest.approx(likelihood(infiller, text, mention, whole).sum(), abs=1e-3)
-        assert sums[k].index == int(np.argmax(sums[k].scores))
+        assert sums[k].chosen == int(np.argmax(sums[k].scores))
 
 
 def test_candidates_that_fill_more_than_a_row_are_scored_all(infiller):
@@ -89,7 +90,7 @@ def test_candidates_that_fill_more_than_a_row_are_scored_all(infiller):
 
 
 def test_no_candidates_no_choice(infiller):
-    assert infiller.disambiguate(TEXTS[:1], MENTIONS[:1], [[]])[0].index == -1
+    assert infiller.disambiguate(TEXTS[:1], MENTIONS[:1], [[]])[0].chosen == -1
     assert infiller.describe([], []) == []
 
 

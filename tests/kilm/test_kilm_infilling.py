@@ -133,7 +133,7 @@ def test_t5_never_runs_out_of_sentinels():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="masked_share is 1.5"):
+    with pytest.raises(ValueError, match=r"masked_share is 1\.5"):
         Infilling(masked_share=1.5)
     with pytest.raises(ValueError, match="span_length is 0"):
         Infilling(span_length=0)

@@ -107,7 +107,9 @@ def test_a_pretrained_backbone_by_name(tmp_path, world_corpus):
     model = load_seq2seq(Backbone(architecture=ARCHITECTURES["bart"]), plain)
     model.save_pretrained(tmp_path / "bart")
     save_skeleton(model, plain, tmp_path / "bart")
-    kilm = KilmModule(Backbone(name=str(tmp_path / "bart"), vocabulary_multiple=64), class_weights=ClassWeights(copied=0))
+    kilm = KilmModule(
+        Backbone(name=str(tmp_path / "bart"), vocabulary_multiple=64), class_weights=ClassWeights(copied=0)
+    )
     runner = trainer(tmp_path, max_steps=2, val_check_interval=None)
     runner.fit(kilm, data)
     assert kilm.model.config.vocab_size % 64 == 0

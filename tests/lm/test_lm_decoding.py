@@ -32,7 +32,7 @@ def test_a_batch_decodes_as_generate_does_row_by_row(name):
             torch.tensor(source)[None], decoder_input_ids=torch.tensor(prefix)[None], max_new_tokens=12, min_length=0,
             num_beams=1, do_sample=False, eos_token_id=2, forced_eos_token_id=None, forced_bos_token_id=None,
         )[0, len(prefix):].tolist()  # fmt: skip
-        assert answer == [token for token in expected[: expected.index(2) if 2 in expected else None]]
+        assert answer == expected[: expected.index(2) if 2 in expected else None]
     assert len({tuple(answer) for answer in ours}) > 1
 
 
