@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from kedit.editing.records import existing_file, fields, read_json_lines
@@ -56,18 +57,16 @@ class MadeCorpus:
     def make(self) -> Path:
         """The corpus' folder, written unless it is complete."""
         folder = self.folder()
-        corpus = folder / "corpus"
-        if not (corpus / "manifest.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            dump = self.wiki.write(folder)
-            tokenizer = self.tokenizer
-            if tokenizer is None:
-                tokenizer = str(folder / "tokenizer")
-                train_tokenizer(self._texts(dump), self.vocabulary, self.sentinels).save_pretrained(tokenizer)
-            build_corpus(
-                dump=dump, tokenizer=tokenizer, output=corpus, setting=self.setting, chunk_tokens=self.chunk_tokens
-            )
-        return corpus
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # two runs may want it at once
+            if not (folder / "corpus" / "manifest.json").exists():
+                dump = self.wiki.write(folder)
+                tokenizer = self.tokenizer
+                if tokenizer is None:
+                    tokenizer = str(folder / "tokenizer")
+                    train_tokenizer(self._texts(dump), self.vocabulary, self.sentinels).save_pretrained(tokenizer)
+                build_corpus(dump, tokenizer, folder / "corpus", self.setting, self.chunk_tokens)
+        return folder / "corpus"
 
     def _texts(self, dump: list[Path]) -> Iterator[str]:
         """What the corpus will hold: articles, and titles and descriptions as they stand behind another word."""
