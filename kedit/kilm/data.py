@@ -17,8 +17,8 @@ from kedit.editing.sources import Candidate, DataError, MentionQuestion, Mention
 from kedit.kilm.batch import Composer, KilmBatch
 from kedit.kilm.build import PART_BYTES, build_corpus
 from kedit.kilm.corpus import Corpus
-from kedit.kilm.infiller import find_mention, mark
 from kedit.kilm.infilling import Infilling, markup
+from kedit.kilm.marking import find_mention, mark
 from kedit.kilm.questions import Batches, MentionBatch, QuestionBatch, described, mentioned, split
 from kedit.kilm.wikipedia import pages
 from kedit.kilm.wikipedia import split as split_dump

@@ -4,7 +4,6 @@ No Lightning here. Results do not depend on what else is in the batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -15,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.editing.sources import Candidate, DataError, MentionQuestion
 from kedit.kilm.infilling import markup
-from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, output_head
+from kedit.kilm.marking import MarkedMention, find_mention, mark, source_and_prefix
+from kedit.kilm.scoring import candidate_nll, knowledge_strings
+from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer
 from kedit.lm.decoding import greedy
-from kedit.lm.losses import linear_nll
-from kedit.lm.packing import PackedRows, decode, encode, lay_out, row_limit
+from kedit.lm.packing import PackedRows, encode, lay_out, row_limit
 from kedit.lm.text import decode as decode_text
 from kedit.lm.text import encode as encode_text
-from kedit.lm.text import token_span
 
 Scoring = Literal["sum", "mean", "prior"]
 
@@ -38,49 +37,6 @@ class Choice(NamedTuple):
 
     chosen: int
     scores: list[float]
-
-
-@dataclass
-class MarkedMention:
-    """A mention in tokenised context.
-
-    Args:
-        ids: token ids of the context, no special tokens.
-        span: tokens [start, end) of the mention.
-        question: the same as text, with what it may mean and what it does mean.
-        slot: token index where the description goes; right behind the mention where it is not given.
-    """
-
-    ids: np.ndarray
-    span: tuple[int, int]
-    question: MentionQuestion
-    slot: int | None = None
-
-
-def find_mention(text: str, mention: str, where: str = "") -> tuple[int, int]:
-    """The characters [start, end) of the first occurrence of `mention`.
-
-    Raises:
-        DataError: there is none.
-    """
-    start = text.find(mention)
-    if start < 0 or not mention:
-        raise DataError(f"{where}mention {mention!r} does not stand in the text {text[:60]!r}")
-    return start, start + len(mention)
-
-
-def mark(tokenizer: PreTrainedTokenizerBase, question: MentionQuestion) -> MarkedMention:
-    """Tokenise a question.
-
-    Raises:
-        DataError: its span holds no mention.
-    """
-    (start, end), text = question.span, question.text
-    encoded = encode_text(tokenizer, [text])[0]
-    span = token_span(encoded.offsets, start, end)
-    if span[0] == span[1] or not 0 <= start < end <= len(text):
-        raise DataError(f"{question.source} characters {start} to {end} hold no mention in {text[:60]!r}".lstrip())
-    return MarkedMention(encoded.ids, span, question)
 
 
 class Infiller:
@@ -124,35 +80,6 @@ class Infiller:
         span = find_mention(text, mention) if isinstance(mention, str) else mention
         return mark(self.tokenizer, MentionQuestion(text, span))
 
-    def _cut(self, mention: MarkedMention) -> tuple[np.ndarray, int, int, int]:
-        """The context with the mention's span and the slot, at most `context_tokens` long."""
-        (start, end), ids = mention.span, mention.ids
-        slot = end if mention.slot is None else mention.slot
-        low, high = min(start, slot), max(end, slot)
-        spare = max(0, self.context_tokens - (high - low))
-        left = max(0, min(low - spare // 2, len(ids) - self.context_tokens))
-        right = max(high, left + self.context_tokens)
-        return ids[left:right], start - left, end - left, slot - left
-
-    def _source_and_prefix(self, mention: MarkedMention) -> tuple[np.ndarray, np.ndarray]:
-        """Encoder ids with one mask for the knowledge; decoder ids up to where the knowledge begins."""
-        ids, start, end, slot = self._cut(mention)
-        marks = self.marks
-        inserts = sorted(
-            [(start, 0, [marks.ent]), (end, 1, [marks.end_ent]), (slot, 2, [marks.ent_desc, -1, marks.end_ent_desc])]
-        )
-        pieces: list[np.ndarray | list[int]] = [] if marks.bos is None else [[marks.bos]]
-        at = 0
-        for place, _, inserted in inserts:
-            pieces += [ids[at:place], inserted]
-            at = place
-        source = np.concatenate([*pieces, ids[at:], [marks.eos]]).astype(np.int64)
-        hole = int(np.flatnonzero(source == -1)[0])
-        source[hole] = marks.masks[0]
-        if marks.family == "bart":
-            return source, np.concatenate([[marks.start], source[:hole]])
-        return source, np.array([marks.start, marks.masks[0]])
-
     def _batches(self, mentions: Sequence[MarkedMention]) -> list[list[int]]:
         """Indices in batches of like length."""
         order = sorted(range(len(mentions)), key=lambda index: len(mentions[index].ids))
@@ -180,6 +107,11 @@ class Infiller:
         """
         return self.describe_marked([self.mark(t, m) for t, m in zip(texts, mentions, strict=True)], most)
 
+    def _prompts(self, mentions: Sequence[MarkedMention]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Encoder ids and decoder prefix of each mention."""
+        pairs = [source_and_prefix(mention, self.marks, self.context_tokens) for mention in mentions]
+        return [source for source, _ in pairs], [prefix for _, prefix in pairs]
+
     @torch.inference_mode()
     def describe_marked(self, mentions: Sequence[MarkedMention], most: int = 48) -> list[Description]:
         """As `describe`, for contexts that are tokenised already."""
@@ -188,7 +120,7 @@ class Infiller:
             stop |= set(self.marks.masks.tolist())
         answers: list[Description] = [Description("", "")] * len(mentions)
         for batch in self._batches(mentions):
-            sources, prefixes = zip(*(self._source_and_prefix(mentions[index]) for index in batch), strict=True)
+            sources, prefixes = self._prompts([mentions[index] for index in batch])
             states, real = self._encode(sources)
             for index, ids in zip(
                 batch, greedy(self.model, states, real, prefixes, stop, self._room(prefixes, most)), strict=True
@@ -246,116 +178,24 @@ class Infiller:
         choices = [Choice(-1, [])] * len(mentions)
         asked = [index for index, mention in enumerate(mentions) if mention.question.candidates]
         for batch in self._batches([mentions[index] for index in asked]):
-            indices = [asked[position] for position in batch]
-            for index, scores in zip(indices, self._score([mentions[i] for i in indices], scoring, descriptions),
-                                     strict=True):  # fmt: skip
-                choices[index] = Choice(int(np.argmax(scores)), scores)
+            together = [mentions[asked[position]] for position in batch]
+            for position, scores in zip(batch, self._scores(together, scoring, descriptions), strict=True):
+                choices[asked[position]] = Choice(int(np.argmax(scores)), scores.tolist())
         return choices
 
-    def _knowledge(self, candidates: Sequence[Candidate], descriptions: bool) -> list[np.ndarray]:
-        """Token ids of `title <sep>` or `title <sep> description </ent_desc>` of each candidate."""
-        titles = encode_text(self.tokenizer, [c.title for c in candidates], leading_space=True)
-        texts = encode_text(self.tokenizer, [c.description for c in candidates], leading_space=True)
-        strings = []
-        for candidate, title, text in zip(candidates, titles, texts, strict=True):
-            # an empty description is no token, not the leading space alone
-            described = [text.ids[: len(text.ids) if candidate.description else 0], [self.marks.end_ent_desc]]
-            strings.append(np.concatenate([title.ids, [self.marks.sep], *(described if descriptions else [])]))
-        return strings
-
-    def _score(self, mentions: Sequence[MarkedMention], scoring: Scoring, descriptions: bool) -> list[list[float]]:
-        """Every candidate's score. Contexts are encoded once; a row holds as many candidates as positions allow."""
-        sources, prefixes = zip(*(self._source_and_prefix(mention) for mention in mentions), strict=True)
+    def _scores(self, mentions: Sequence[MarkedMention], scoring: Scoring, descriptions: bool) -> list[np.ndarray]:
+        """Every candidate's score in each context."""
+        candidates = [mention.question.candidates for mention in mentions]
+        strings = [knowledge_strings(self.tokenizer, self.marks, options, descriptions) for options in candidates]
+        sources, prefixes = self._prompts(mentions)
         states, _ = self._encode(sources)
-        strings = [self._knowledge(mention.question.candidates, descriptions) for mention in mentions]
-        rows = [
-            (index, group)
-            for index, options in enumerate(strings)
-            for group in self._groups(len(prefixes[index]), [len(option) for option in options])
-        ]
-        layout = [
-            self._candidate_row(prefixes[index], [(k, strings[index][k]) for k in group]) for index, group in rows
-        ]
-        nll, row, candidate = self._candidate_nll(sources, states, [index for index, _ in rows], layout)
-        mention_of = np.array([index for index, _ in rows])[row]
-        scores = []
-        for index, mention in enumerate(mentions):
-            here = mention_of == index
-            total = -np.bincount(candidate[here], nll[here], minlength=len(mention.question.candidates))
-            if scoring == "mean":
-                total = total / np.array([len(string) for string in strings[index]])
-            elif scoring == "prior":
-                prior = np.array([option.prior for option in mention.question.candidates]) + 1e-6
-                total = total + np.log(prior / prior.sum())
-            scores.append(total.tolist())
+        scores = [-nll for nll in candidate_nll(self.model, self.marks, sources, states, prefixes, strings)]
+        if scoring == "mean":
+            return [score / [len(s) for s in options] for score, options in zip(scores, strings, strict=True)]
+        if scoring == "prior":
+            priors = [np.array([option.prior for option in options]) + 1e-6 for options in candidates]
+            return [score + np.log(prior / prior.sum()) for score, prior in zip(scores, priors, strict=True)]
         return scores
-
-    def _groups(self, prefix: int, sizes: Sequence[int]) -> list[list[int]]:
-        """Candidates that share a row: all of them, or as many as BART's position table holds."""
-        limit = row_limit(self.model) or sum(sizes) + prefix
-        groups: list[list[int]] = []
-        used = limit
-        for number, size in enumerate(sizes):
-            if used + size > limit or not groups:
-                groups.append([])
-                used = prefix
-            groups[-1].append(number)
-            used += size
-        return groups
-
-    def _candidate_row(
-        self, prefix: np.ndarray, options: Sequence[tuple[int, np.ndarray]]
-    ) -> list[tuple[np.ndarray, ...]]:
-        """One decoder row as documents, each (input, position, branch, target, candidate or -1) by token.
-
-        BART: one document, the candidates being branches of the prefix; the prefix's last token predicts every
-        candidate's first, so it heads each branch. T5, whose distances must not change: a document a candidate.
-        """
-        head, last = prefix[:-1], prefix[-1:]
-        at = np.arange(len(head))
-        none = np.full(len(head), -1)
-        branches = [
-            (
-                np.concatenate([last, string[:-1]]),
-                len(head) + np.arange(len(string)),
-                np.full(len(string), place + 1),
-                string,
-                np.full(len(string), number),
-            )
-            for place, (number, string) in enumerate(options)
-        ]
-        trunk = (head, at, np.zeros_like(at), np.zeros_like(at), none)
-        if self.marks.family == "bart":
-            return [tuple(np.concatenate(parts) for parts in zip(trunk, *branches, strict=True))]
-        return [tuple(np.concatenate(parts) for parts in zip(trunk, branch, strict=True)) for branch in branches]
-
-    def _candidate_nll(
-        self,
-        sources: Sequence[np.ndarray],
-        states_BSD: Tensor,
-        reads: Sequence[int],
-        layout: Sequence[Sequence[tuple[np.ndarray, ...]]],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses of all candidate tokens, with the row and the candidate of each; row r reads source reads[r]."""
-        device = self.model.device
-        source, source_document, source_position = lay_out([[sources[index]] for index in reads], self.marks.pad)
-        decoder, document, _ = lay_out([[part[0] for part in row] for row in layout], self.marks.pad)
-        position, branch, target = (lay_out([[part[k] for part in row] for row in layout], 0)[0] for k in (1, 2, 3))
-        candidate = lay_out([[part[4] for part in row] for row in layout], -1)[0]
-        packed = PackedRows(
-            source.to(device),
-            source_document.to(device),
-            source_position.to(device),
-            decoder.to(device),
-            document.to(device),
-            position.to(device),
-            torch.where(document >= 0, 0, -1).to(device),
-            branch.to(device) if self.marks.family == "bart" else None,
-        )
-        hidden = decode(self.model, states_BSD[torch.tensor(list(reads), device=device)], packed)
-        scored = candidate >= 0
-        nll = linear_nll(hidden[scored.to(device)], *output_head(self.model), target[scored].to(device))
-        return nll.double().cpu().numpy(), scored.nonzero()[:, 0].numpy(), candidate[scored].numpy()
 
     # answer -----------------------------------------------------------------------------------------------------------
 

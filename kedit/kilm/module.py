@@ -15,9 +15,10 @@ from kedit.editing.metrics import DisambiguationScore, ExactMatch, MeanOverToken
 from kedit.editing.module import EditingModule
 from kedit.editing.sources import DataError
 from kedit.kilm.batch import KilmBatch
-from kedit.kilm.infiller import Infiller, MarkedMention
+from kedit.kilm.infiller import Infiller
 from kedit.kilm.infilling import CLASSES, markup
 from kedit.kilm.loss import ClassWeights, kilm_loss
+from kedit.kilm.marking import MarkedMention
 from kedit.kilm.questions import MentionBatch, QuestionBatch
 from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, output_head, save_skeleton
 from kedit.lm.flops import forward_flops
@@ -206,14 +207,17 @@ class KilmModule(EditingModule):
             self._judge_choices(batch.mentions, f"test/{batch.task}")
 
     def _report(self) -> None:
-        """Log every metric of this stage and start it afresh."""
+        """Log every metric of this stage; the next begins with fresh ones."""
         for key in self.scores:
             metric: Metric = self.scores[key]  # type: ignore[assignment]
             value = metric.compute()
-            metric.reset()
-            for name, number in value.items() if isinstance(value, dict) else [(None, value)]:
-                place = key if name is None else f"{key}_{name}" if key == "test/disambiguation" else f"{key}/{name}"
-                self.log(place, number.float(), prog_bar=place == "val/loss", sync_dist=False, rank_zero_only=False)
+            # test/disambiguation_accuracy is a name that others read; benchmarks are folders of names
+            joint = "_" if key == "test/disambiguation" else "/"
+            values = (
+                {f"{key}{joint}{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+            )
+            for name, number in values.items():
+                self.log(name, number.float(), prog_bar=name in ("val/loss", "val/description_exact_match"))
         self.scores.clear()
 
     def on_validation_epoch_end(self) -> None:

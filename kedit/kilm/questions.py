@@ -12,7 +12,7 @@ import numpy as np
 
 from kedit.editing.sources import Candidate, MentionQuestion, Question
 from kedit.kilm.corpus import Corpus
-from kedit.kilm.infiller import MarkedMention
+from kedit.kilm.marking import MarkedMention
 from kedit.lm.text import decode
 
 

@@ -4,6 +4,7 @@ every method gets. Knows Lightning; a method comes in by the configuration's `cl
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Application(LightningCLI):
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
             lambda r: "litlogger" not in r.getMessage()
         )
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between two libraries
         restrict_imports()
         if not torch.cuda.is_available():
             # or DeepSpeed, which looks for it, says on standard output that there is none

@@ -141,6 +141,12 @@ class PlainProgress(ProgressBar):
             "validation", trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if self._enabled and found and not trainer.sanity_checking:
+            metrics = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in found.items())
+            print(f"validation after {trainer.global_step:,} steps: {metrics}", file=sys.stderr, flush=True)
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin("test", trainer.num_test_batches)
 

@@ -6,6 +6,7 @@ from conftest import TEXTS, tiny_model
 from kedit.editing.sources import Candidate, DataError
 from kedit.kilm import Infiller
 from kedit.kilm.infilling import STRUCTURE
+from kedit.kilm.marking import cut_context, source_and_prefix
 from kedit.lm.backbones import add_tokens, save_skeleton
 
 MENTIONS = ["Maro Tellin", "Tellin company", "heron"]
@@ -50,7 +51,7 @@ def test_results_do_not_depend_on_the_batch(infiller):
 def likelihood(infiller, text, mention, string):
     """log p of each token of `string` in the place of the description, by the stock model on one sequence."""
     marks = infiller.marks
-    source, prefix = infiller._source_and_prefix(infiller.mark(text, mention))
+    source, prefix = source_and_prefix(infiller.mark(text, mention), marks, infiller.context_tokens)
     decoder = np.concatenate([prefix, string])
     logits = infiller.model(
         input_ids=torch.tensor(source)[None], decoder_input_ids=torch.tensor(decoder[:-1])[None]
@@ -97,7 +98,7 @@ def test_no_candidates_no_choice(infiller):
 def test_long_contexts_are_cut_around_the_mention(infiller):
     text = " ".join([TEXTS[1]] * 60) + " Maro Tellin. " + " ".join([TEXTS[2]] * 60)
     marked = infiller.mark(text, "Maro Tellin")
-    ids, start, end, slot = infiller._cut(marked)
+    ids, start, end, slot = cut_context(marked, infiller.context_tokens)
     assert len(ids) == infiller.context_tokens < len(marked.ids)
     assert infiller.tokenizer.decode(ids[start:end]).strip() == "Maro Tellin"
     assert slot == end
@@ -120,7 +121,7 @@ def test_an_appositive_is_asked_for_at_its_slot(infiller):
     assert isinstance(infiller.appositive(text, "Maro Tellin", slot), str)
     marked = infiller.mark(text, "Maro Tellin")
     marked.slot = len(marked.ids) - 3
-    source, _ = infiller._source_and_prefix(marked)
+    source, _ = source_and_prefix(marked, infiller.marks, infiller.context_tokens)
     decoded = infiller.tokenizer.decode(source)
     hole = "<mask>" if infiller.marks.family == "bart" else "<extra_id_0>"
     assert decoded.index("</ent>") < decoded.index("<ent_desc>") - 5
