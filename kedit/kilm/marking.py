@@ -54,7 +54,7 @@ def mark(tokenizer: PreTrainedTokenizerBase, question: MentionQuestion) -> Marke
 
 
 def cut_context(mention: MarkedMention, tokens: int) -> tuple[np.ndarray, int, int, int]:
-    """At most `tokens` of the context around mention and slot, and where in it the mention starts, ends, and the slot is."""
+    """At most `tokens` of the context, and where in it the mention starts, where it ends, and where the slot is."""
     (start, end), ids = mention.span, mention.ids
     slot = end if mention.slot is None else mention.slot
     low, high = min(start, slot), max(end, slot)
