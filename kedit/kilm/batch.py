@@ -132,6 +132,7 @@ class Composer:
         units, bare = units[fits], bare[fits]
         sizes = bare + (self._reserve(units, row_tokens - bare) if settings.mentions else 0)
         self.rows = Rows(units, sizes, row_tokens, seed, packing)
+        self.other_side = self._other_side()
 
     def _bare(self, lengths: np.ndarray) -> np.ndarray:
         """Tokens of documents on the longer side, nothing described."""
@@ -141,6 +142,14 @@ class Composer:
         # spans are a little longer than the Poisson mean, zeros being left out; one more for a span that is cut
         spans = np.where(hidden > 0, np.ceil(hidden / self.settings.span_length) + 1, 0)
         return (lengths - hidden + spans + 1).astype(np.int64)
+
+    def _other_side(self) -> np.ndarray:
+        """For each row, in proportion, its tokens on the shorter side: BART's source, T5's target."""
+        lengths = self.corpus.lengths[self.rows.documents].astype(np.int64)
+        hidden = np.round(self.settings.masked_share * lengths)
+        spans = hidden / self.settings.span_length
+        tokens = lengths - hidden + spans + 2 if self.marks.family == "bart" else hidden + spans + 2
+        return np.add.reduceat(tokens, self.rows.starts[:-1])
 
     def _cost(self, knowledge: np.ndarray) -> np.ndarray:
         """Tokens on the longer side that describing a mention adds."""

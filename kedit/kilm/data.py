@@ -27,6 +27,9 @@ from kedit.lm.tokenizers import train_tokenizer
 from kedit.running.data import ResumableData
 from kedit.running.order import batch_count, batch_items, epoch_order
 
+GROUPED = 256
+"""Rows among which batches of like rows are formed."""
+
 
 @dataclass
 class MadeCorpus:
@@ -205,10 +208,27 @@ class KilmData(ResumableData):
     def batches_per_epoch(self) -> int:
         return batch_count(len(self.train.rows), self._rows_at_a_time * self._processes[1])
 
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        """All rows in the order of an epoch: shuffled, then sorted piece by piece so that a batch pads little.
+
+        Rows are alike on their longer side; grouped are those whose other side is about as long.
+        """
+        order, size = epoch_order(len(self.train.rows), self.seed, epoch), self._rows_at_a_time * self._processes[1]
+        piece = size * -(-GROUPED // size)
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), piece):
+            rows = order[start : start + piece]
+            rows = rows[np.argsort(self.train.other_side[rows], kind="stable")]
+            # a last, partial batch stays the last
+            whole, rest = np.split(rows, [len(rows) - len(rows) % size])
+            shuffled = epoch_order(len(whole) // size, self.seed, start + epoch)
+            batches += [whole.reshape(-1, size)[shuffled].reshape(-1), rest]
+        return np.concatenate(batches)
+
     def make_batch(self, epoch: int, batch: int) -> KilmBatch:
         rank, world = self._processes
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self.train.rows), self.seed, epoch)
+            self._order = epoch, self.epoch_rows(epoch)
         order, size = self._order[1], self._rows_at_a_time * world
         rows = batch_items(order, batch, size, rank, world)
         if len(rows):

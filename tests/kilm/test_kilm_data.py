@@ -86,6 +86,25 @@ def test_rows_are_not_longer_than_asked_and_nearly_full(world_corpus):
         assert sum(b.padding for b in unpacked) / sum(b.positions for b in unpacked) > 2 * padding
 
 
+def test_batches_hold_rows_of_like_shape_in_shuffled_order(world_corpus):
+    data = kilm_data(world_corpus["bart"], batch_rows=2)
+    rows = data.epoch_rows(0)
+    assert sorted(rows.tolist()) == list(range(len(data.train.rows)))
+    assert not np.array_equal(rows, data.epoch_rows(1))
+    other = data.train.other_side
+    whole = rows[: len(rows) // 2 * 2].reshape(-1, 2)
+    apart = np.abs(np.diff(other[whole], axis=1)).mean()
+    assert (
+        apart < 0.5 * np.abs(np.diff(np.random.default_rng(0).permutation(other)[: whole.size].reshape(-1, 2))).mean()
+    )
+    # batches themselves come in no order of size
+    assert abs(np.corrcoef(np.arange(len(whole)), other[whole].mean(1))[0, 1]) < 0.5
+    # as the estimate says, so it is
+    batch = data.train.batch(range(len(data.train.rows)), epoch=0)
+    width = [int((row >= 0).sum()) for row in batch.rows.source_document_BS]
+    assert np.corrcoef(width, other)[0, 1] > 0.3
+
+
 def test_every_document_with_a_known_mention_gets_a_description(world_corpus):
     data = kilm_data(world_corpus["bart"], infilling=Infilling(mentions=1, described_share=1.0))
     composer, corpus = data.train, data.corpus
