@@ -111,6 +111,34 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, world_corpus, name, worke
     killed_and_resumed(tmp_path, world_corpus[name], name, workers, steps=24, row_tokens=128, seed=workers)
 
 
+def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_path, world_corpus, monkeypatch, capsys):
+    """Validation, and so saving, waits for the end of an accumulated step."""
+    monkeypatch.chdir(tmp_path)
+    config = CONFIG.format(
+        name="whole", architecture=ARCHITECTURES["bart"], corpus=world_corpus["bart"], workers=0, steps=8, row_tokens=128
+    )
+    config = config.replace("accumulate_grad_batches: 2", "accumulate_grad_batches: 4")
+    config = config.replace("every_n_train_steps: 3", "monitor: val/loss, mode: min").replace("top_k: 1", "top_k: -1")
+    Path("whole.yaml").write_text(config)
+    assert main(["fit", "--config", "whole.yaml"]) == 0
+    saved = sorted(Path("checkpoints/whole").glob("*step=3.ckpt"))
+    assert len(saved) == 1  # every 11 batches is every 12
+    resumed = ["fit", "--config", "whole.yaml", "--run.name", "again", "--ckpt_path", str(saved[0])]
+    assert main(resumed) == 0
+    one, two = weights(Path("checkpoints/whole")), weights(Path("checkpoints/again"))
+    assert one["global_step"] == two["global_step"] == 8  # the end is saved, too
+    assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
+
+    capsys.readouterr()
+    for option, word in (
+        (["--data.init_args.batch_rows", "3"], "batches an epoch"),
+        (["--seed_everything", "4"], "seed_everything 3"),
+    ):
+        assert main([*resumed[:3], "--run.name", f"other{option[1]}", *resumed[5:], *option]) == 2
+        assert word in capsys.readouterr().err
+    assert main(["test", "--config", "checkpoints/whole/config.yaml", "--seed_everything", "4"]) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", ["bart", "t5"])

@@ -1,11 +1,13 @@
 """What every method's LightningModule shares: the wiring of optimiser and schedule. Knows nothing of any method."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 
+from kedit.editing.sources import DataError
 from kedit.lm.optim import Schedule, parameter_groups
 
 
@@ -33,5 +35,7 @@ class EditingModule(LightningModule):
         """One optimiser over all trainable parameters, its learning rate set at every step."""
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
         total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise DataError("the schedule needs an end: give trainer.max_steps or trainer.max_epochs")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

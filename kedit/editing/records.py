@@ -82,7 +82,7 @@ def strings(values: list[Any], where: str, key: str) -> list[str]:
 
 def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(raw.decode())
+        return json.loads(raw.decode("utf-8-sig"))  # Windows editors write a mark in front
     except UnicodeDecodeError as error:
         line = first_line + raw[: error.start].count(b"\n")
         raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error

@@ -102,6 +102,10 @@ class Evaluation:
     benchmarks: list[MentionSource | QuestionSource] | None = None
     batch: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch < 1 or min(self.held_out, self.validation_mentions, self.panel, self.test_mentions) < 0:
+            raise ValueError(f"data.evaluation holds a negative number, or batch 0: {self}")
+
 
 class KilmData(ResumableData):
     """Documents of a corpus, in packed rows.
@@ -140,6 +144,12 @@ class KilmData(ResumableData):
             raise ValueError("data needs a corpus: give either data.corpus (a folder) or data.make")
         if (batch_rows is None) == (batch_tokens is None):
             raise ValueError("data needs a batch size: give either data.batch_rows or data.batch_tokens")
+        for name, value, least in (
+            ("row_tokens", row_tokens, 1), ("batch_rows", batch_rows, 1), ("batch_tokens", batch_tokens, 1),
+            ("num_workers", num_workers, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} is {value}, wanted at least {least}")
         self.folder = corpus
         self.make = make
         self.infilling = infilling or Infilling()
@@ -168,6 +178,7 @@ class KilmData(ResumableData):
         )
         if stage == "fit":
             self.train = self.composer(self.train_units, self.infilling)
+            self._row_target_tokens = self._mean_target_tokens()
             for reason, count in self.train.skipped.items():
                 if count:
                     rank_zero_info(f"left out of training: {count} {reason}")
@@ -196,13 +207,10 @@ class KilmData(ResumableData):
         share = self._processes[1] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
         return max(1, round(self.batch_tokens / self._row_target_tokens / share))
 
-    @property
-    def _row_target_tokens(self) -> float:
-        """Target tokens of a full row: all of it for BART; for T5 read off the first rows."""
-        if self.marks.family == "bart":
-            return self.row_tokens
-        sample = self.train.batch(range(min(len(self.train.rows), 32)), epoch=0)
-        return sample.target_tokens / min(len(self.train.rows), 32)
+    def _mean_target_tokens(self) -> float:
+        """Target tokens of a row, read off some."""
+        rows = range(0, len(self.train.rows), max(1, len(self.train.rows) // 64))
+        return self.train.batch(rows, epoch=0).target_tokens / len(rows)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -276,6 +284,8 @@ class KilmData(ResumableData):
         if self.predict_file is None:
             raise DataError("nothing to predict: give a JSONL file by --data.predict FILE")
         mentions = [mark(self.tokenizer, question) for question in read_mentions(Path(self.predict_file))]
+        if not mentions:
+            raise DataError(f"{self.predict_file} holds no line: nothing to predict")
         return Batches(MentionBatch, "predict", mentions, self.evaluation.batch, *self._processes)
 
 
@@ -296,7 +306,12 @@ def read_mentions(file: Path) -> Iterator[MentionQuestion]:
             (mention,) = fields(record, where, mention=str)
             start, end = find_mention(text, mention, where=f"{where}: ")
         candidates = []
-        for candidate in record.get("candidates", []):
+        (given,) = fields({"candidates": []} | record, where, candidates=list)
+        for candidate in given:
             (title,) = fields(candidate, f"{where}, candidates", title=str)
-            candidates.append(Candidate(title, str(candidate.get("description", "")), float(candidate.get("prior", 0))))
+            filled = {"description": "", "prior": 0.0} | candidate
+            if isinstance(filled["prior"], int):
+                filled["prior"] = float(filled["prior"])
+            description, prior = fields(filled, f"{where}, candidates", description=str, prior=float)
+            candidates.append(Candidate(title, description, prior))
         yield MentionQuestion(text, (start, end), candidates, source=where)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.editing.sources import Candidate, DataError, MentionQuestion
-from kedit.kilm.infilling import markup
+from kedit.kilm.infilling import STRUCTURE, markup
 from kedit.kilm.marking import MarkedMention, find_mention, mark, source_and_prefix
 from kedit.kilm.scoring import candidate_nll, knowledge_strings
 from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer
@@ -56,6 +56,12 @@ class Infiller:
         batch_size: int = 32,
         context_tokens: int = 400,
     ):
+        missing = [token for token in STRUCTURE if token not in tokenizer.get_vocab()]
+        if missing:
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path} lacks {' '.join(missing)}: no model trained by KILM; give "
+                "a folder that `python -m kedit export` wrote"
+            )
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.marks = markup(tokenizer)
         limit = row_limit(model)
@@ -80,10 +86,16 @@ class Infiller:
         span = find_mention(text, mention) if isinstance(mention, str) else mention
         return mark(self.tokenizer, MentionQuestion(text, span))
 
-    def _batches(self, mentions: Sequence[MarkedMention]) -> list[list[int]]:
-        """Indices in batches of like length."""
-        order = sorted(range(len(mentions)), key=lambda index: len(mentions[index].ids))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+    def _batches(self, lengths: Sequence[int], most: int = 0) -> list[list[int]]:
+        """Indices in batches of like length. One whose answer may meet the end of the position table goes alone."""
+        limit = row_limit(self.model)
+        batches: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+            alone = limit is not None and lengths[index] + most > limit
+            if alone or not batches or len(batches[-1]) == self.batch_size:
+                batches.append([])
+            batches[-1].append(index)
+        return batches
 
     def _encode(self, sources: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Encoder states [B, S, D] of one source a row, and where [B, S] they are real."""
@@ -118,20 +130,25 @@ class Infiller:
         stop = {self.marks.end_ent_desc, self.marks.eos, self.marks.ent_desc}
         if self.marks.family == "t5":
             stop |= set(self.marks.masks.tolist())
-        answers: list[Description] = [Description("", "")] * len(mentions)
-        for batch in self._batches(mentions):
-            sources, prefixes = self._prompts([mentions[index] for index in batch])
-            states, real = self._encode(sources)
-            for index, ids in zip(
-                batch, greedy(self.model, states, real, prefixes, stop, self._room(prefixes, most)), strict=True
-            ):
-                cut = ids.index(self.marks.sep) if self.marks.sep in ids else len(ids)
-                answers[index] = Description(self._text(ids[:cut]), self._text(ids[cut + 1 :]))
+        answers = []
+        for ids in self._write(*self._prompts(mentions), stop, most):
+            cut = ids.index(self.marks.sep) if self.marks.sep in ids else len(ids)
+            answers.append(Description(self._text(ids[:cut]), self._text(ids[cut + 1 :])))
         return answers
 
-    def _room(self, prefixes: Sequence[np.ndarray], most: int) -> int:
+    def _write(
+        self, sources: Sequence[np.ndarray], prefixes: Sequence[np.ndarray], stop: set[int], most: int
+    ) -> list[list[int]]:
+        """What the decoder says after each prefix, up to a stop token."""
+        written: list[list[int]] = [[] for _ in sources]
         limit = row_limit(self.model)
-        return most if limit is None else max(1, min(most, limit - max(len(prefix) for prefix in prefixes)))
+        for batch in self._batches([max(len(s), len(p)) for s, p in zip(sources, prefixes, strict=True)], most):
+            states, real = self._encode([sources[index] for index in batch])
+            chosen = [prefixes[index] for index in batch]
+            room = most if limit is None else max(1, min(most, limit - max(len(prefix) for prefix in chosen)))
+            for index, ids in zip(batch, greedy(self.model, states, real, chosen, stop, room), strict=True):
+                written[index] = ids
+        return written
 
     def appositive(self, text: str, mention: str | tuple[int, int], slot: int) -> str:
         """An appositive for the mention, to stand at character `slot` of the text: the description without the title.
@@ -140,7 +157,9 @@ class Infiller:
         """
         marked = self.mark(text, mention)
         offsets = encode_text(self.tokenizer, [text])[0].offsets
-        marked.slot = int(np.searchsorted(offsets[:, 0], slot))
+        if not 0 <= slot <= len(text):
+            raise DataError(f"slot {slot} lies outside a text of {len(text)} characters")
+        marked.slot = int(np.searchsorted(offsets[:, 1], slot, side="right"))
         if marked.span[0] < marked.slot < marked.span[1]:
             raise DataError(f"slot {slot} lies inside the mention at {marked.question.span}")
         title, description = self.describe_marked([marked])[0]
@@ -177,7 +196,7 @@ class Infiller:
         """As `disambiguate`, for contexts that are tokenised already."""
         choices = [Choice(-1, [])] * len(mentions)
         asked = [index for index, mention in enumerate(mentions) if mention.question.candidates]
-        for batch in self._batches([mentions[index] for index in asked]):
+        for batch in self._batches([len(mentions[index].ids) for index in asked]):
             together = [mentions[asked[position]] for position in batch]
             for position, scores in zip(batch, self._scores(together, scoring, descriptions), strict=True):
                 choices[asked[position]] = Choice(int(np.argmax(scores)), scores.tolist())
@@ -229,13 +248,8 @@ class Infiller:
                 else np.array([marks.start, marks.masks[0]])
             )
         stop = {marks.eos} | (set(marks.masks.tolist()) if marks.family == "t5" else set())
-        answers = [""] * len(texts)
-        order = sorted(range(len(texts)), key=lambda index: len(sources[index]))
-        for begin in range(0, len(order), self.batch_size):
-            batch = order[begin : begin + self.batch_size]
-            states, real = self._encode([sources[index] for index in batch])
-            chosen = [prefixes[index] for index in batch]
-            written = greedy(self.model, states, real, chosen, stop, self._room(chosen, most))
-            for index, answer in zip(batch, written, strict=True):
-                answers[index] = self._text(answer).split("\n")[0].split(before.strip())[0].strip()
+        answers = []
+        for written in self._write(sources, prefixes, stop, most):
+            text = self._text(written).split("\n")[0]
+            answers.append((text.split(before.strip())[0] if before.strip() else text).strip())
         return answers

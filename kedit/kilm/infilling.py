@@ -9,13 +9,14 @@ and for T5 the same source with sentinels for masks, the target being the sentin
 done on token ids with recorded spans; nothing is tokenised again. Knows nothing of files or of training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kedit.editing.sources import DataError
 from kedit.lm.backbones import add_tokens
 
 ENT, END_ENT, ENT_DESC, END_ENT_DESC, SEP = "<ent>", "</ent>", "<ent_desc>", "</ent_desc>", "<sep>"
@@ -23,7 +24,7 @@ STRUCTURE = (ENT, END_ENT, ENT_DESC, END_ENT_DESC, SEP)
 
 COPIED, INFILLED, KNOWLEDGE = 0, 1, 2
 CLASSES = ("copied", "infilled", "knowledge")
-"""What a target token is: given in the source, masked text, or part of the knowledge structure."""
+"""What a target token is: given in the source (T5's sentinels are), masked text, or part of the knowledge."""
 
 
 @dataclass
@@ -91,12 +92,12 @@ def markup(tokenizer: PreTrainedTokenizerBase) -> Markup:
     """Add the structure tokens to `tokenizer` and read off every id.
 
     Raises:
-        ValueError: the tokenizer has neither T5's sentinels nor a mask token, or lacks an end or padding token.
+        DataError: the tokenizer has neither T5's sentinels nor a mask token, or lacks an end or padding token.
     """
     vocabulary = tokenizer.get_vocab()
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise ValueError(f"tokenizer {name} has no end or padding token: KILM needs a BART or T5 tokenizer")
+        raise DataError(f"tokenizer {name} has no end or padding token: KILM needs a BART or T5 tokenizer")
     # mT5 keeps its sentinels as pieces with a leading space
     sentinels = [
         next(vocabulary[form] for form in (f"<extra_id_{k}>", f"▁<extra_id_{k}>") if form in vocabulary)
@@ -109,7 +110,7 @@ def markup(tokenizer: PreTrainedTokenizerBase) -> Markup:
     if len(sentinels) > 1:
         return Markup("t5", pad, None, eos, pad, np.array(sentinels, dtype=np.int64), *structure)
     if tokenizer.mask_token_id is None or tokenizer.bos_token_id is None:
-        raise ValueError(
+        raise DataError(
             f"tokenizer {name} has neither <extra_id_0>, <extra_id_1>, ... (T5) nor <mask> and <s> (BART): "
             "choose the tokenizer of the model to be trained"
         )
@@ -158,9 +159,9 @@ def build(
     choose = spans_with_overlaps if settings.reference else spans
     hidden = np.zeros(len(tokens), dtype=bool)
     places = np.flatnonzero(hideable)
-    # a sentinel for each description, for the end, and for the spans that a mention's two brackets cut in two
-    most = max(0, len(marks.masks) - 1 - 3 * len(mentions)) if marks.family == "t5" else None
-    hidden[places] = choose(len(places), settings.masked_share, settings.span_length, rng, most)
+    hidden[places] = choose(len(places), settings.masked_share, settings.span_length, rng)
+    if marks.family == "t5":
+        _spare(hidden, knowledge, len(marks.masks) - 1)
     gone = hidden | knowledge
     classes = np.where(hidden, INFILLED, np.where(inserted, KNOWLEDGE, COPIED))
     if marks.family == "bart":
@@ -192,6 +193,14 @@ def _lay(text: np.ndarray, mentions: Sequence[Mention], marks: Markup) -> tuple[
     return tokens, kinds == 1, kinds == 3, kinds >= 2
 
 
+def _spare(hidden: np.ndarray, knowledge: np.ndarray, sentinels: int) -> None:
+    """Show the last hidden spans of text again where there are more runs than sentinels."""
+    surplus = int(_run_starts(hidden | knowledge).sum()) - sentinels
+    if surplus > 0:
+        starts = np.flatnonzero(_run_starts(hidden))
+        hidden[starts[max(0, len(starts) - surplus)] if len(starts) else 0 :] = False
+
+
 def _run_starts(gone: np.ndarray) -> np.ndarray:
     starts = gone.copy()
     starts[1:] &= ~gone[:-1]
@@ -214,9 +223,10 @@ def _sentinels(tokens: np.ndarray, gone: np.ndarray, knowledge: np.ndarray, mark
     at = np.flatnonzero(gone)
     first = np.flatnonzero(starts[at])
     target = np.insert(tokens[at], first, marks.masks[:runs])
-    is_knowledge = np.insert(knowledge[at], first, knowledge[at[first]])
+    # sentinels and the end are given in the source
+    classes = np.insert(np.where(knowledge[at], KNOWLEDGE, INFILLED), first, COPIED)
     target = np.concatenate([target, [marks.masks[runs], marks.eos]])
-    classes = np.where(np.concatenate([is_knowledge, [False, False]]), KNOWLEDGE, INFILLED)
+    classes = np.concatenate([classes, [COPIED, COPIED]])
     return Example(_collapse(tokens, gone, marks), target, classes)
 
 
@@ -233,10 +243,7 @@ def _lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
     return lengths
 
 
-Spans = Callable[[int, float, float, np.random.Generator, int | None], np.ndarray]
-
-
-def spans(tokens: int, share: float, mean: float, rng: np.random.Generator, most: int | None = None) -> np.ndarray:
+def spans(tokens: int, share: float, mean: float, rng: np.random.Generator) -> np.ndarray:
     """Which of `tokens` to hide: exactly round(share * tokens) of them, in spans with at least one token between.
 
     Args:
@@ -244,7 +251,6 @@ def spans(tokens: int, share: float, mean: float, rng: np.random.Generator, most
         share: share to hide.
         mean: Poisson mean of the spans' lengths, zeros left out.
         rng: random numbers.
-        most: most spans; the excess stays visible.
     """
     hidden = np.zeros(tokens, dtype=bool)
     total = round(share * tokens)
@@ -252,10 +258,6 @@ def spans(tokens: int, share: float, mean: float, rng: np.random.Generator, most
         return hidden
     lengths = _lengths(total, mean, rng)
     rng.shuffle(lengths)
-    if most is not None:
-        lengths = lengths[:most]
-    if len(lengths) == 0:
-        return hidden
     # one visible token between two spans, the others spread evenly over all ways to place them
     free = tokens - int(lengths.sum()) - (len(lengths) - 1)
     if free < 0:
@@ -266,15 +268,13 @@ def spans(tokens: int, share: float, mean: float, rng: np.random.Generator, most
     return hidden
 
 
-def spans_with_overlaps(
-    tokens: int, share: float, mean: float, rng: np.random.Generator, most: int | None = None
-) -> np.ndarray:
+def spans_with_overlaps(tokens: int, share: float, mean: float, rng: np.random.Generator) -> np.ndarray:
     """The paper's code: span starts drawn without replacement, spans may run into each other, so fewer are hidden."""
     hidden = np.zeros(tokens, dtype=bool)
     total = int(np.ceil(share * tokens))
     if total == 0:
         return hidden
-    lengths = _lengths(total, mean, rng)[:most]
+    lengths = _lengths(total, mean, rng)
     starts = rng.choice(tokens, size=len(lengths), replace=False)
     for start, length in zip(starts, lengths, strict=True):
         hidden[start : start + length] = True

@@ -20,12 +20,12 @@ class ClassWeights:
     """What a target token of each class weighs.
 
     Args:
-        copied: tokens that stand in the source too (BART only).
+        copied: tokens that stand in the source too: BART's unmasked text, T5's sentinels.
         infilled: masked text.
         knowledge: title, description and their brackets.
     """
 
-    copied: float = 1.0
+    copied: float = 0.3
     infilled: float = 1.0
     knowledge: float = 1.0
 

@@ -58,7 +58,13 @@ def cut_context(mention: MarkedMention, tokens: int) -> tuple[np.ndarray, int, i
     (start, end), ids = mention.span, mention.ids
     slot = end if mention.slot is None else mention.slot
     low, high = min(start, slot), max(end, slot)
-    spare = max(0, tokens - (high - low))
+    spare = tokens - (high - low)
+    if spare < 0:
+        question = mention.question
+        raise DataError(
+            f"{question.source} the mention {question.mention[:40]!r}, with the place of its description, takes "
+            f"{high - low} tokens; the model has room for {tokens}".lstrip()
+        )
     left = max(0, min(low - spare // 2, len(ids) - tokens))
     right = max(high, left + tokens)
     return ids[left:right], start - left, end - left, slot - left
@@ -67,9 +73,8 @@ def cut_context(mention: MarkedMention, tokens: int) -> tuple[np.ndarray, int, i
 def source_and_prefix(mention: MarkedMention, marks: Markup, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Encoder ids with one mask for the knowledge; decoder ids up to where the knowledge begins."""
     ids, start, end, slot = cut_context(mention, tokens)
-    inserts = sorted(
-        [(start, 0, [marks.ent]), (end, 1, [marks.end_ent]), (slot, 2, [marks.ent_desc, -1, marks.end_ent_desc])]
-    )
+    knowledge = [marks.ent_desc, -1, marks.end_ent_desc]
+    inserts = sorted([(start, 1, [marks.ent]), (end, 2, [marks.end_ent]), (slot, 0 if slot <= start else 3, knowledge)])
     pieces: list[np.ndarray | list[int]] = [] if marks.bos is None else [[marks.bos]]
     at = 0
     for place, _, inserted in inserts:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from kedit.editing.metrics import DisambiguationScore, ExactMatch, MeanOverTokens, RougeL, TokenF1
 from kedit.editing.module import EditingModule
-from kedit.editing.sources import DataError
+from kedit.editing.sources import DataError, MentionSource
 from kedit.kilm.batch import KilmBatch
 from kedit.kilm.infiller import Infiller
 from kedit.kilm.infilling import CLASSES, markup
@@ -63,6 +63,9 @@ print(tokenizer.decode(answer[0]))  # <pad><extra_id_0> title <sep> description 
 }
 
 
+TEXT_METRICS: dict[str, type[Metric]] = {"exact_match": ExactMatch, "f1": TokenF1, "rouge_l": RougeL}
+
+
 class KilmModule(EditingModule):
     """Knowledge injection by infilling (Xu et al. 2023).
 
@@ -91,7 +94,7 @@ class KilmModule(EditingModule):
         schedule: Schedule | None = None,
         weight_decay: float = 0.01,
     ):
-        super().__init__(optimizer, schedule, weight_decay)
+        super().__init__(optimizer, schedule or Schedule(warmup=0.02), weight_decay)
         self.backbone = backbone
         self.class_weights = class_weights or ClassWeights()
         self.scores = nn.ModuleDict()
@@ -109,6 +112,8 @@ class KilmModule(EditingModule):
             markup(self.tokenizer)
         else:
             self.tokenizer = data.tokenizer
+        if data.infilling.reference:
+            self.class_weights = ClassWeights(copied=1.0)  # the paper's code weighs all tokens alike
         self.model = load_seq2seq(self.backbone, self.tokenizer)
         if ("bart" in self.model.config.model_type) != (data.marks.family == "bart"):
             raise DataError(
@@ -157,24 +162,47 @@ class KilmModule(EditingModule):
 
     # validation and test ----------------------------------------------------------------------------------------------
 
-    def _score(self, key: str, kind: type[Metric]) -> Any:
-        """The metric of this key, made when it is first needed."""
-        if key not in self.scores:
-            self.scores[key] = kind().to(self.device)
+    def _metric(self, key: str) -> Any:
         return self.scores[key]
 
-    def _judge_rows(self, batch: KilmBatch, prefix: str) -> None:
+    def _start(self, metrics: dict[str, type[Metric]]) -> None:
+        """Make a stage's metrics: the same on every process, whatever questions it is dealt, for they are added up."""
+        self.scores = nn.ModuleDict({key: kind() for key, kind in metrics.items()}).to(self.device)
+
+    def on_validation_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        asked = data.infilling.knowledge
+        metrics: dict[str, type[Metric]] = {"val/loss": MeanOverTokens}
+        metrics |= {f"val/loss/{name}": MeanOverTokens for name in CLASSES if asked or name != "knowledge"}
+        self._start(
+            metrics | ({f"val/description_{name}": kind for name, kind in TEXT_METRICS.items()} if asked else {})
+        )
+
+    def on_test_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        metrics: dict[str, type[Metric]] = {"test/infilling_loss": MeanOverTokens}
+        for name, kind in TEXT_METRICS.items():
+            metrics |= {f"test/description_{name}/{contexts}": kind for contexts in ("seen", "unseen")}
+        metrics["test/disambiguation"] = DisambiguationScore
+        for benchmark in data.evaluation.benchmarks or []:
+            if isinstance(benchmark, MentionSource):
+                metrics[f"test/{benchmark.name}"] = DisambiguationScore
+            else:
+                metrics |= {f"test/{benchmark.name}/{name}": TEXT_METRICS[name] for name in ("exact_match", "f1")}
+        self._start(metrics)
+
+    def _judge_rows(self, batch: KilmBatch) -> None:
         _, sums, _ = self._loss(batch)
-        self._score(prefix, MeanOverTokens).update(sums.sum(), int(batch.class_counts.sum()))
+        self._metric("val/loss").update(sums.sum(), int(batch.class_counts.sum()))
         for index, name in enumerate(CLASSES):
-            if batch.class_counts[index]:
-                self._score(f"{prefix}/{name}", MeanOverTokens).update(sums[index], int(batch.class_counts[index]))
+            if f"val/loss/{name}" in self.scores:
+                self._metric(f"val/loss/{name}").update(sums[index], int(batch.class_counts[index]))
 
     def _judge_descriptions(self, mentions: list[MarkedMention], prefix: str, suffix: str = "") -> None:
         answers = [answer.description for answer in self.infiller().describe_marked(mentions)]
         gold = [mention.question.description for mention in mentions]
-        for name, kind in (("exact_match", ExactMatch), ("f1", TokenF1), ("rouge_l", RougeL)):
-            self._score(f"{prefix}_{name}{suffix}", kind).update(answers, gold)
+        for name in TEXT_METRICS:
+            self._metric(f"{prefix}_{name}{suffix}").update(answers, gold)
 
     def _judge_choices(self, mentions: list[MarkedMention], key: str) -> None:
         scoring = self.trainer.datamodule.evaluation.scoring  # type: ignore[attr-defined]
@@ -184,33 +212,32 @@ class KilmModule(EditingModule):
             question.candidates[choice.chosen].title if choice.chosen >= 0 else ""
             for question, choice in zip(questions, choices, strict=True)
         ]
-        self._score(key, DisambiguationScore).update(titles, questions)
+        self._metric(key).update(titles, questions)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if isinstance(batch, KilmBatch):
-            self._judge_rows(batch, "val/loss")
+            self._judge_rows(batch)
         else:
             self._judge_descriptions(batch.mentions, "val/description")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if isinstance(batch, KilmBatch):
             _, sums, _ = self._loss(batch)
-            self._score("test/infilling_loss", MeanOverTokens).update(sums[1], int(batch.class_counts[1]))
+            self._metric("test/infilling_loss").update(sums[1], int(batch.class_counts[1]))
         elif isinstance(batch, QuestionBatch):
             answers = self.infiller().answer([question.question for question in batch.questions])
             gold = [question.answers for question in batch.questions]
-            self._score(f"test/{batch.task}/exact_match", ExactMatch).update(answers, gold)
-            self._score(f"test/{batch.task}/f1", TokenF1).update(answers, gold)
+            self._metric(f"test/{batch.task}/exact_match").update(answers, gold)
+            self._metric(f"test/{batch.task}/f1").update(answers, gold)
         elif batch.task in ("seen", "unseen"):
             self._judge_descriptions(batch.mentions, "test/description", f"/{batch.task}")
         else:
             self._judge_choices(batch.mentions, f"test/{batch.task}")
 
     def _report(self) -> None:
-        """Log every metric of this stage; the next begins with fresh ones."""
+        """Log every metric of this stage."""
         for key in self.scores:
-            metric: Metric = self.scores[key]  # type: ignore[assignment]
-            value = metric.compute()
+            value = self._metric(key).compute()
             # test/disambiguation_accuracy is a name that others read; benchmarks are folders of names
             joint = "_" if key == "test/disambiguation" else "/"
             values = (
@@ -218,7 +245,7 @@ class KilmModule(EditingModule):
             )
             for name, number in values.items():
                 self.log(name, number.float(), prog_bar=name in ("val/loss", "val/description_exact_match"))
-        self.scores.clear()
+        self._start({})
 
     def on_validation_epoch_end(self) -> None:
         self._report()

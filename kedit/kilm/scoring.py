@@ -21,13 +21,14 @@ from kedit.lm.text import encode
 def knowledge_strings(
     tokenizer: PreTrainedTokenizerBase, marks: Markup, candidates: Sequence[Candidate], descriptions: bool
 ) -> list[np.ndarray]:
-    """Token ids of `title <sep>` or `title <sep> description </ent_desc>` of each candidate."""
+    """Token ids of `title <sep>`, or of title and description up to where a model stops, for each candidate."""
+    stop = marks.masks[1] if marks.family == "t5" else marks.end_ent_desc
     titles = encode(tokenizer, [c.title for c in candidates], leading_space=True)
     texts = encode(tokenizer, [c.description for c in candidates], leading_space=True)
     strings = []
     for candidate, title, text in zip(candidates, titles, texts, strict=True):
         # an empty description is no token, not the leading space alone
-        described = [text.ids[: len(text.ids) if candidate.description else 0], [marks.end_ent_desc]]
+        described = [text.ids[: len(text.ids) if candidate.description else 0], [stop]]
         strings.append(np.concatenate([title.ids, [marks.sep], *(described if descriptions else [])]))
     return strings
 
@@ -53,6 +54,10 @@ def candidate_nll(
     Returns:
         for each context the summed loss of each string, in nats.
     """
+    limit = row_limit(model)
+    if limit is not None:
+        # the likelihood of as much of a string as the position table holds
+        strings = [[s[: max(1, limit - len(p))] for s in options] for p, options in zip(prefixes, strings, strict=True)]
     rows = [
         (index, group)
         for index, options in enumerate(strings)

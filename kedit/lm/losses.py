@@ -95,8 +95,11 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    # weights near 1, and their size put back in float32: in float16 small gradients vanish
+    unit = weights_N.max().clamp_min(torch.finfo(torch.float32).tiny) if len(weights_N) else weights_N.new_ones(())
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, weights_N, chunk)
+        loss, nll_N = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, weights_N / unit, chunk)
+    return loss * unit, nll_N
 
 
 @torch.no_grad()

@@ -73,6 +73,9 @@ def lay_out(rows: Sequence[Sequence[np.ndarray]], pad: int, width: int | None = 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where attention is allowed, the dtype's minimum elsewhere: [B, Q, K] -> [B, 1, Q, K]."""
+    device = allowed.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)  # float32's minimum would become -inf
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
 

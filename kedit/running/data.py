@@ -17,6 +17,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kedit.editing.sources import DataError
+
 
 class ResumableData(LightningDataModule):
     """A datamodule that implements `batches_per_epoch` and `make_batch`; the training loader follows from these.
@@ -32,6 +34,7 @@ class ResumableData(LightningDataModule):
         super().__init__()
         self.consumed = 0
         self._random: dict[str, Any] | None = None
+        self._batches_then: int | None = None
 
     @property
     def seed(self) -> int:
@@ -54,20 +57,33 @@ class ResumableData(LightningDataModule):
         return BatchLoader(self, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """`consumed`: micro-batches trained on since the start, alike on all processes; `random`: one random state
-        per process. Loads with `weights_only=True`. Called on every process, for it gathers.
+        """What training needs to go on; loads with `weights_only=True`. Called on every process, for it gathers.
+
+        `consumed`: micro-batches trained on since the start, alike on all processes; `random`: one random state per
+        process; `seed` and `batches` (an epoch's) say what `consumed` means.
         """
         own = _to_save(self._random if self._random is not None else random_state())
         states: list[Any] = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(states, own)
-        return {"consumed": self.consumed, "random": states}
+        return {"consumed": self.consumed, "random": states, "seed": self.seed, "batches": self.batches_per_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the position up, for training.
+
+        Raises:
+            DataError: the checkpoint was trained with another seed, so that its held-out data are others.
+        """
+        if state_dict.get("seed", self.seed) != self.seed:
+            raise DataError(
+                f"the checkpoint was trained with seed_everything {state_dict['seed']}, this command has {self.seed}: "
+                "what it held out, it would not hold out here; give the run's own configuration or seed"
+            )
         if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
             return  # testing a checkpoint is no resume
         self.consumed = int(state_dict["consumed"])
+        self._batches_then = state_dict.get("batches")
         states = state_dict["random"]
         rank = self.trainer.global_rank if self.trainer is not None else 0
         self._random = _from_saved(states[rank % len(states)])
@@ -80,6 +96,22 @@ class TrainingPosition(Callback):
     loader, nor a stop and resume in between changes what training draws. Must stand before ModelCheckpoint, which
     Lightning always moves to the end.
     """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate, and so save, between optimiser steps only: what was accumulated is in no checkpoint.
+
+        Raises:
+            DataError: the position that was read counts batches of another size.
+        """
+        every, window = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(every, int) and every < trainer.num_training_batches:
+            trainer.val_check_batch = -(-every // window) * window
+        data = _resumable(trainer)
+        if data is not None and data._batches_then not in (None, data.batches_per_epoch):
+            raise DataError(
+                f"the checkpoint counts {data._batches_then} batches an epoch, this run has {data.batches_per_epoch}: "
+                "resume with the same data, batch size, number of devices and accumulate_grad_batches"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         data = _resumable(trainer)

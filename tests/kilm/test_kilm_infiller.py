@@ -6,7 +6,7 @@ from conftest import TEXTS, tiny_model
 from kedit.editing.sources import Candidate, DataError
 from kedit.kilm import Infiller
 from kedit.kilm.infilling import STRUCTURE
-from kedit.kilm.marking import cut_context, source_and_prefix
+from kedit.kilm.marking import MarkedMention, cut_context, source_and_prefix
 from kedit.lm.backbones import add_tokens, save_skeleton
 
 MENTIONS = ["Maro Tellin", "Tellin company", "heron"]
@@ -76,7 +76,8 @@ def test_scores_are_the_stock_models_likelihoods(infiller):
             assert sums[k].scores[c] == pytest.approx(logp.sum(), abs=1e-3)
             assert means[k].scores[c] == pytest.approx(logp.mean(), abs=1e-3)
             assert priors[k].scores[c] == pytest.approx(logp.sum() + np.log(prior[c] / prior.sum()), abs=1e-3)
-            whole = [*title, *(encode(candidate.description) if candidate.description else []), marks.end_ent_desc]
+            stop = marks.masks[1] if marks.family == "t5" else marks.end_ent_desc
+            whole = [*title, *(encode(candidate.description) if candidate.description else []), stop]
             assert both[k].scores[c] == pytest.approx(likelihood(infiller, text, mention, whole).sum(), abs=1e-3)
         assert sums[k].chosen == int(np.argmax(sums[k].scores))
 
@@ -146,3 +147,42 @@ def test_an_export_loads_by_its_folder(infiller, tmp_path):
     save_skeleton(infiller.model, infiller.tokenizer, tmp_path)
     again = Infiller.from_pretrained(tmp_path, device="cpu")
     assert again.describe(TEXTS, MENTIONS, most=6) == infiller.describe(TEXTS, MENTIONS, most=6)
+
+
+def test_what_does_not_fit_the_model_is_named(infiller):
+    text = " ".join(["Velmar"] * 900)
+    with pytest.raises(DataError, match="the model has room for"):
+        infiller.describe([text], [(0, len(text))])
+    with pytest.raises(DataError, match="the model has room for"):
+        infiller.appositive(text, "Velmar", len(text) - 3)
+    long_title = infiller.disambiguate(TEXTS[:1], MENTIONS[:1], [[Candidate("A"), Candidate(text)]])[0]
+    assert len(long_title.scores) == 2
+    with pytest.raises(DataError, match="slot 999 lies outside"):
+        infiller.appositive(TEXTS[0], "Maro Tellin", 999)
+
+
+def test_a_slot_is_found_by_its_character(infiller):
+    text = TEXTS[0]
+    asked = []
+    infiller.describe_marked = lambda mentions: asked.extend(mentions) or [("", "")]
+    for slot in (text.index(" was"), text.index("was")):
+        infiller.appositive(text, "Maro Tellin", slot)
+    assert asked[0].slot == asked[1].slot == asked[0].span[1]
+    source, _ = source_and_prefix(MarkedMention(asked[0].ids, (2, 4), asked[0].question, slot=2), infiller.marks, 99)
+    decoded = infiller.tokenizer.decode(source)
+    assert decoded.index("</ent_desc>") < decoded.index("<ent>")
+
+
+def test_a_model_without_the_tokens_is_refused(tokenizer_folders):
+    from kedit.lm.backbones import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_folders["bart"])
+    with pytest.raises(DataError, match="lacks <ent> </ent>"):
+        Infiller(tiny_model("bart", len(tokenizer)), tokenizer)
+
+
+def test_answers_near_the_end_of_the_position_table_do_not_depend_on_the_batch(infiller):
+    long_question = " ".join(["Velmar"] * 90)
+    together = infiller.answer(["Where?", long_question], most=40)
+    assert together == [infiller.answer([question], most=40)[0] for question in ("Where?", long_question)]
+    assert infiller.answer(["Where?"], prompt=("", "?"), most=3)

@@ -52,7 +52,7 @@ def test_worked_example_for_t5():
     example = build(TEXT[:5], [Mention(1, 3, np.array([50]), np.array([60, 61]))], T5, PLAIN, generator(0, 0, 0))
     assert example.source.tolist() == [100, 4, 101, 102, 5, 6, 900, 7, 103, 104, 2]
     assert example.target.tolist() == [900, 50, 8, 60, 61, 901, 2]
-    assert example.classes.tolist() == [KNOWLEDGE] * 5 + [INFILLED] * 2
+    assert example.classes.tolist() == [COPIED] + [KNOWLEDGE] * 4 + [COPIED] * 2
 
 
 @pytest.mark.parametrize("reference", [False, True])

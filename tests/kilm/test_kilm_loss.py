@@ -17,7 +17,7 @@ def problem():
 
 def test_the_mean_over_all_tokens_with_weights_one():
     states, weight, where, targets, classes = problem()
-    loss, _, _ = kilm_loss(states, weight, None, where, targets, classes, ClassWeights())
+    loss, _, _ = kilm_loss(states, weight, None, where, targets, classes, ClassWeights(copied=1.0))
     real = classes >= 0
     expected = cross_entropy(states.flatten(0, 1)[where][real] @ weight.T, targets[real])
     assert torch.allclose(loss, expected, atol=1e-5)

@@ -57,10 +57,8 @@ def test_fit_test_and_predict(tmp_path, world_corpus, name):
     runner = trainer(tmp_path)
     runner.fit(kilm, data)
     validated = {key: value.item() for key, value in runner.callback_metrics.items()}
-    # ln(1024) is 6.9
-    assert validated["val/loss"] < 6.7
+    assert validated["val/loss"] < 6.8  # ln(1024) is 6.93
     assert {"val/loss/knowledge", "val/loss/infilled", "val/description_f1"} <= set(validated)
-    assert ("val/loss/copied" in validated) == (name == "bart")
     assert not kilm.scores
 
     results = {key: value for part in runner.test(kilm, data, verbose=False) for key, value in part.items()}
