@@ -1,7 +1,11 @@
 """The command line, in process but for what needs a process; each LightningCLI trap is pinned here."""
 
+import errno
 import json
 import os
+import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +117,7 @@ def test_help_of_a_command_names_its_keys(run):
     for key in ("--run.name", "--checkpoint.monitor", "--test_after_fit", "--seed_everything", "--ckpt_path"):
         assert key in out
     assert "--checkpoint.dirpath" not in out
+    assert "--model.help KilmModule" in out[-300:]
 
 
 @pytest.mark.parametrize(("command", "keys"), [("corpus", ("--dump", "--setting")), ("export", ("--push_to",))])
@@ -133,8 +138,12 @@ def test_exporting_nothing_is_an_error_of_the_user(run):
 
 
 def test_fit_test_predict_and_validate_share_a_run(run):
-    code, out, err = run(*FIT, "--test_after_fit", "true")
+    code, out, err = run(*FIT, "--test_after_fit", "true", "--trainer.enable_model_summary", "true")
     assert code == 0, err
+    assert "TinyModule: 5 parameters, 5 of them trained" in out
+    assert "FLOPs" not in out + err
+    for line in ("infer the batch indices", "is not empty"):
+        assert line not in out + err
     assert "test/error" in out
     assert "mean squared error" in out
     results = json.loads(Path("logs/tiny/results.json").read_text())
@@ -157,8 +166,16 @@ def test_fit_test_predict_and_validate_share_a_run(run):
     rows = [json.loads(line) for line in Path("logs/tiny/predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == [0, 4, 8, 12]
 
+    Path("empty").write_text("nothing to predict")
+    code, out, err = run("predict", "--config", "checkpoints/tiny/config.yaml", "--data.path", "empty")
+    assert code == 0, err
+    assert "0 predictions written to logs/tiny/predictions.jsonl" in out
+    assert Path("logs/tiny/predictions.jsonl").read_text() == ""
+
     code, out, err = run("validate", "--config", "checkpoints/tiny/config.yaml", "--ckpt_path", "last")
     assert code == 0, err
+    assert len(re.findall(r"val/error\s+\d", out)) == 1
+    assert "validation after" not in err
     assert "from checkpoints/tiny/last.ckpt" in out
     assert Path("checkpoints/tiny/config.yaml").read_text() == saved
 
@@ -326,6 +343,59 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint_is_written_
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_not_judged_but_a_published_model_is(run, command):
+    text = error_of(run(command, "--config", "tiny.yaml"))
+    assert "no checkpoint in checkpoints/tiny: train first by `python -m kedit fit`" in text
+    code, out, err = run(command, "--config", "tiny.yaml", "--model.backbone.name", "some/model")
+    assert code == 0, err
+    assert "taking some/model as it comes" in out
+
+
+def test_files_that_are_no_checkpoints_of_a_run_are_named(run):
+    torch.save({"weight": torch.zeros(1)}, "weights.ckpt")
+    torch.save({"state_dict": Path("pickled")}, "pickled.ckpt")
+    Path("plain.ckpt").write_bytes(pickle.dumps({"state_dict": {}}))
+    for name, words in [
+        ("weights", "holds no state_dict"),
+        ("pickled", "holds objects other than tensors"),
+        ("plain", "no checkpoint"),
+    ]:
+        text = error_of(run("test", "--config", "tiny.yaml", "--ckpt_path", f"{name}.ckpt"))
+        assert f"{name}.ckpt" in text
+        assert words in text
+        assert "weights_only" not in text
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_the_checkpoint_before_it(run, monkeypatch):
+    saved = torch.save
+    written = []
+
+    def save(state, file):
+        saved(state, file)
+        written.append(file)
+        if len(written) > 1:
+            raise RuntimeError("unexpected pos 64 vs 0") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    text = error_of(run(*FIT, "--checkpoint.save_last", "false"))
+    assert re.search(r"no space for .*ckpt: .* MiB free .*the newest complete checkpoint is .*step=6.ckpt", text)
+
+
+def test_a_run_begun_anew_where_only_its_log_is_left_starts_its_curves_anew(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run(*FIT)[0] == 0
+    text = error_of(run(*FIT))
+    assert "checkpoints/tiny already holds" in text
+    shutil.rmtree("checkpoints")
+    assert "logs/tiny already holds" in error_of(run(*FIT))
+    Path("logs/tiny/config.yaml").unlink()
+    assert run(*FIT)[0] == 0
+    steps = [event.step for event in EventAccumulator("logs/tiny").Reload().Scalars("train/loss")]
+    assert steps == [1, 3, 5, 7, 9, 11]
+
+
 # --- LightningCLI's traps
 
 
@@ -432,6 +502,11 @@ def yaml_with(old: str, new: str) -> None:
         ("tiny_command.TinyModule", "os.system", "os.system (tiny.yaml:5) is not allowed in model"),
         ("tiny_command.TinyModule", "kedit.cli.os.system", "posix.system is not allowed in model"),
         ("tiny_command.TinyModule", "random_module.Class", "KEDIT_ALLOW=random_module"),
+        ("seed_everything: 5", "seed_everything: -1", "seed_everything is -1: wanted a number from 0 to 4294967295"),
+        ("width: 4", "learning_rate: -1.0", "TinyModule cannot be set up: Invalid learning rate: -1.0"),
+        ("width: 4", "backbone: {nam: x}", "unknown key model.backbone.nam of tiny_command.TinyBackbone (tiny.yaml:7)"),
+        (CONFIG, "", "--config tiny.yaml: wanted keys with values, as in `model: ...`, got nothing"),
+        (CONFIG, "- a", "--config tiny.yaml: wanted keys with values, as in `model: ...`, got a list"),
     ],
 )
 def test_a_wrong_configuration_is_named_in_a_few_lines(run, old, new, words):
@@ -446,6 +521,8 @@ def test_a_wrong_configuration_is_named_in_a_few_lines(run, old, new, words):
         (("fit", "--config", "tny.yaml"), "--config tny.yaml: there is no such file\n  did you mean tiny.yaml?"),
         (("fit", "--config", "nowhere/x.yaml"), "--config nowhere/x.yaml: there is no such file"),
         (("fit",), "missing: "),
+        (("fit", "--config", "."), "--config .: is a folder, wanted a YAML file"),
+        ((*FIT, "--model.backbone.nam", "x"), "unknown key model.backbone.nam of tiny_command.TinyBackbone"),
         ((*FIT, "--model.widht", "3"), "unknown key model.widht of tiny_command.TinyModule\n  did you mean width?"),
         ((*FIT, "--checkpoint.dirpath", "/tmp"), "unknown key checkpoint.dirpath"),
         ((*FIT, "--weights_only", "false"), "unknown key weights_only"),
@@ -455,6 +532,43 @@ def test_a_wrong_configuration_is_named_in_a_few_lines(run, old, new, words):
 )
 def test_a_wrong_command_line_is_named_in_a_few_lines(run, arguments, words):
     assert words in error_of(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("init_args", "words"),
+    [
+        (
+            {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lrr": 0.1}}},
+            "unknown key model.optimizer.lrr of torch.optim.AdamW\n  did you mean lr?",
+        ),
+        (
+            {"optimizer": {"class_path": "torch.optim.AdmaW"}},
+            "model.optimizer: unknown class torch.optim.AdmaW\n  did you mean torch.optim.AdamW?",
+        ),
+        (
+            {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": "fast"}}},
+            "model.optimizer.lr: wanted float, got 'fast'",
+        ),
+        (
+            {"schedule": {"warmupp": 0.1}},
+            "unknown key model.schedule.warmupp of kedit.lm.optim.Schedule\n  did you mean warmup?",
+        ),
+        ({"schedule": {"warmup": -1}}, "schedule.warmup is -1"),
+    ],
+)
+def test_what_is_wrong_in_a_nested_part_is_named_with_its_place(run, init_args, words):
+    Path("nested.yaml").write_text(
+        yaml.safe_dump({"model": {"class_path": "kedit.editing.module.EditingModule", "init_args": init_args}})
+    )
+    config = Path("tiny.yaml").read_text().replace("tiny_command.TinyModule\n  init_args:\n    width: 4\n", "")
+    Path("tiny.yaml").write_text(config.replace("model:\n  class_path: ", ""))
+    text = error_of(run(*FIT, "--config", "nested.yaml"))
+    assert words in re.sub(r" \(nested.yaml:\d+\)", "", text)
+
+
+def test_a_configuration_that_is_not_utf8_is_named(run):
+    Path("tiny.yaml").write_bytes("run: {name: caf\xe9}".encode("latin-1"))
+    assert "tiny.yaml is not UTF-8 text" in error_of(run(*FIT))
 
 
 def test_a_callable_in_a_configuration_is_not_run(run):

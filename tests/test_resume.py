@@ -115,7 +115,12 @@ def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_pat
     """Validation, and so saving, waits for the end of an accumulated step."""
     monkeypatch.chdir(tmp_path)
     config = CONFIG.format(
-        name="whole", architecture=ARCHITECTURES["bart"], corpus=world_corpus["bart"], workers=0, steps=8, row_tokens=128
+        name="whole",
+        architecture=ARCHITECTURES["bart"],
+        corpus=world_corpus["bart"],
+        workers=0,
+        steps=8,
+        row_tokens=128,
     )
     config = config.replace("accumulate_grad_batches: 2", "accumulate_grad_batches: 4")
     config = config.replace("every_n_train_steps: 3", "monitor: val/loss, mode: min").replace("top_k: 1", "top_k: -1")

@@ -22,6 +22,17 @@ class TinyBatch:
     flops: float = 1e6
 
 
+@dataclass
+class TinyBackbone:
+    """Named or not.
+
+    Args:
+        name: any.
+    """
+
+    name: str | None = None
+
+
 class TinyModule(EditingModule):
     """A line through points.
 
@@ -29,6 +40,7 @@ class TinyModule(EditingModule):
         width: how many inputs.
         activation: what follows the line.
         diverge_at: step from which the loss is not a number.
+        backbone: its name stands for a published model.
     """
 
     metric_meanings: ClassVar = {"test/error": "mean squared error"}
@@ -39,6 +51,7 @@ class TinyModule(EditingModule):
         activation: Literal["relu", "tanh"] = "relu",
         learning_rate: float = 0.1,
         diverge_at: int | None = None,
+        backbone: TinyBackbone | None = None,
     ):
         super().__init__()
         if width < 1:
@@ -80,10 +93,13 @@ class TinyData(ResumableData):
     def __init__(self, path: str | None = None, batches: int = 6, width: int = 4):
         super().__init__()
         self.path, self.batches, self.width = path, batches, width
+        self.empty = False
 
     def setup(self, stage: str) -> None:
         if self.path is not None:
             text = Path(self.path).read_text()
+            if text == "nothing to predict" and stage == "predict":
+                self.empty = True
             if not text:
                 raise DataError(f"{self.path} is empty, wanted one point per line")
 
@@ -97,7 +113,10 @@ class TinyData(ResumableData):
     def val_dataloader(self):
         return DataLoader(torch.arange(4 * self.width).reshape(4, self.width) / 10, batch_size=2)
 
-    test_dataloader = predict_dataloader = val_dataloader
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self):
+        return [] if self.empty else self.val_dataloader()
 
 
 class NotForUs:

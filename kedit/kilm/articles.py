@@ -60,8 +60,8 @@ class Counts:
             "pages": dict(sorted(self.pages.items())),
             "links": dict(sorted(self.links.items())),
             "total_links": self.total_links,
-            "leftover_marks": self.leftovers,
-            "articles_with_leftover_marks": self.pages_with_leftovers,
+            "unclosed_marks_removed": self.leftovers,
+            "articles_with_unclosed_marks": self.pages_with_leftovers,
         }
 
     def dropped(self, page: str, reason: str, text: str) -> None:
@@ -79,7 +79,7 @@ def parse_part(part: Part, path: Path, setting: Setting, advance: Callable[[int]
         DataError: the part is damaged; nothing is written then.
     """
     counts = Counts()
-    beside = path.with_suffix(".partial")
+    beside = partial(path)
     collecting = gc.isenabled()
     gc.disable()  # no cycles arise here; to look for them among millions of parser tokens takes a sixth of the time
     try:
@@ -100,6 +100,11 @@ def _write(part: Part, beside: Path, setting: Setting, counts: Counts, advance: 
                 rows = []
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         writer.add_key_value_metadata({"counts": json.dumps(counts.as_dict())})
+
+
+def partial(path: Path) -> Path:
+    """Where this process writes what `settle` then names `path`."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def settle(beside: Path, path: Path) -> None:

@@ -11,7 +11,9 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from kedit.kilm.articles import parse_part
-from kedit.kilm.build import Plan, join, write_units
+from kedit.kilm.build import write_units
+from kedit.kilm.join import join
+from kedit.kilm.plan import Plan
 from kedit.kilm.wikitext import Setting
 
 MakeExecutor = Callable[..., PipelineExecutor]

@@ -15,10 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from kedit.editing.records import existing_file, fields, read_json_lines
 from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource, QuestionSource, WikiSource
 from kedit.kilm.batch import Composer, KilmBatch
-from kedit.kilm.build import PART_BYTES, build_corpus
+from kedit.kilm.build import build_corpus
 from kedit.kilm.corpus import Corpus
 from kedit.kilm.infilling import Infilling, markup
 from kedit.kilm.marking import find_mention, mark
+from kedit.kilm.plan import PART_BYTES
 from kedit.kilm.questions import Batches, MentionBatch, QuestionBatch, described, mentioned, split
 from kedit.kilm.wikipedia import pages
 from kedit.kilm.wikipedia import split as split_dump

@@ -1,7 +1,9 @@
 """Runs jobs in processes and shows how far they are. Knows nothing of what they do."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from tqdm import tqdm
 from kedit.editing.sources import DataError
 
 Advance = Callable[[int], None]
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
@@ -69,7 +72,7 @@ class Progress:
 
 
 def run_jobs(label: str, jobs: Sequence[Job], workers: int | None, unit: str = "B", done: int = 0) -> None:
-    """Run all jobs; the first error ends them, after those under way were let finish.
+    """Run all jobs; the first error ends them, after those under way were let finish; Ctrl-C ends all at once.
 
     Args:
         label: what is being done.
@@ -104,7 +107,8 @@ def _run_in_processes(jobs: Sequence[Job], count: int, progress: Progress, done:
     # forked workers need no import of the package; macOS and Windows cannot
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     counter = context.Value("q", done)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(counter,)) as pool:
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(counter, os.getpid())) as pool:
         pending = {pool.submit(_work, job) for job in jobs}
         try:
             while pending:
@@ -112,21 +116,37 @@ def _run_in_processes(jobs: Sequence[Job], count: int, progress: Progress, done:
                 progress.show(counter.value)
                 for future in finished:
                     future.result()
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                for worker in set(multiprocessing.active_children()).difference(others):
+                    worker.kill()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 _counter: Any = None
+_parent = 0
 
 
-def _begin(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def _begin(counter: Any, parent: int) -> None:
+    global _counter, _parent
+    _counter, _parent = counter, parent
+    # the parent ends the workers; its own handlers were inherited by the fork
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core
 
 
+def _end_with_parent() -> None:
+    if os.getppid() != _parent:
+        os._exit(1)
+
+
 def _advance(count: int) -> None:
+    _end_with_parent()
     with _counter.get_lock():
         _counter.value += count
 

@@ -142,10 +142,23 @@ def write_descriptions(path: Path, titles: Titles, folder: Path) -> None:
     Titles(unique, first.astype(np.int32)).save(folder)
 
 
+def check_descriptions(path: Path) -> None:
+    """Read a table of descriptions through.
+
+    Raises:
+        DataError: it is not readable, or not a table of titles and descriptions.
+    """
+    for _ in _table(path):
+        pass
+
+
 def _table(path: Path) -> Iterator[tuple[list[str], list[str]]]:
     """(titles, descriptions) in batches, from a .parquet or tab-separated file with these two columns."""
     if path.suffix == ".parquet":
-        file = pq.ParquetFile(path)
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"--descriptions {path}: no readable parquet file ({error})") from None
         missing = {"title", "description"} - set(file.schema_arrow.names)
         if missing:
             raise DataError(f"--descriptions {path}: no column {' and '.join(sorted(missing))}")

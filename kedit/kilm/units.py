@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from kedit.kilm.articles import Row, settle
+from kedit.kilm.articles import Row, partial, settle
 from kedit.kilm.description import sentence_ends, shorten
 from kedit.kilm.markup import GENERIC
 from kedit.kilm.titles import DISAMBIGUATION, MISSING, UNRESOLVED, Descriptions, Titles, hashes
@@ -146,7 +146,7 @@ class UnitWriter:
 
     def write(self, parsed: Path, folder: Path, base: int, advance: Callable[[int], None] = lambda count: None) -> None:
         """Write the arrays of the part `parsed` to `folder`; its entities are numbered from `base`."""
-        beside = folder.with_suffix(".partial")
+        beside = partial(folder)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         self.links: Counter[str] = Counter()

@@ -153,7 +153,7 @@ def pages(part: Part, advance: Callable[[int], None] = lambda count: None) -> It
             parser.feed(data)
             for event, element in parser.read_events():
                 if event == "start":
-                    root = element if root is None else root
+                    root = _root(part, element) if root is None else root
                 elif element.tag.endswith("page") and element.tag.rpartition("}")[2] == "page":
                     page = _page(element)
                     count, title = count + 1, page.title
@@ -218,6 +218,22 @@ def _blocks(part: Part, advance: Callable[[int], None], place: _Place) -> Iterat
             raise _Damaged("the file is cut short (in the middle of a bzip2 stream)")
 
 
+def _root(part: Part, element: ET.Element) -> ET.Element:
+    tag = element.tag.rpartition("}")[2]
+    if tag != "mediawiki":
+        raise DataError(
+            f"{part.path} is no Wikipedia dump: wanted XML whose first element is <mediawiki>, found <{tag}>: {AGAIN}"
+        )
+    return element
+
+
+def _number(text: str | None, title: str) -> int:
+    try:
+        return int(text or 0)
+    except ValueError:
+        raise _Damaged(f"page {title!r} with namespace {text!r} (wanted a number)") from None
+
+
 def _page(element: ET.Element) -> Page:
     title, namespace, redirect, text = "", 0, None, None
     for child in element:
@@ -225,7 +241,7 @@ def _page(element: ET.Element) -> Page:
         if tag == "title":
             title = child.text or ""
         elif tag == "ns":
-            namespace = int(child.text or 0)
+            namespace = _number(child.text, title)
         elif tag == "redirect":
             redirect = child.get("title", "")
         elif tag == "revision":

@@ -1,5 +1,8 @@
 """Hugging Face models with their tokenizers: load, extend, describe. Knows architectures and no method."""
 
+import os
+import re
+import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -18,6 +24,7 @@ from transformers import (
 )
 
 SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 @dataclass
@@ -50,8 +57,69 @@ class Backbone:
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a hub id or a local folder."""
-    return AutoTokenizer.from_pretrained(str(name), revision=revision, use_fast=True)
+    """The fast tokenizer of a hub id or a local folder.
+
+    Raises:
+        OSError: there is none to be had; the message says what to do.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        # transformers would make up one of a few tokens
+        raise OSError(f"{name}: holds no tokenizer, wanted one of the files {', '.join(TOKENIZER_FILES)}")
+    return _load(AutoTokenizer, "tokenizer", str(name), revision=revision, use_fast=True)
+
+
+def _load(automatic: Any, what: str, name: str, **options: Any) -> Any:
+    """`automatic.from_pretrained`, with an OSError that names `name` and the remedy where that fails."""
+    is_folder = os.path.isdir(os.path.expanduser(name))
+    if is_folder:
+        name = os.path.expanduser(name)
+    elif name.startswith((".", "~", os.sep)) or name.count("/") > 1 or os.path.isdir(name.split("/")[0]):
+        raise FileNotFoundError(f"{name}: no such folder, wanted one that holds a {what} as transformers saves it")
+    try:
+        # without network the hub's client tries again and again, for a minute
+        return automatic.from_pretrained(name, local_files_only=not is_folder and not _hub_answers(), **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if is_folder:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise OSError(f"{name}: holds no {what} that transformers can load: {_told(reason)}") from error
+        if re.search("gated|restricted|401|403", str(error)):
+            raise OSError(f"{name}: its owner asks for a licence or a login first: `hf auth login`") from error
+        if not isinstance(error, OSError):
+            raise OSError(f"{name}: transformers can load no {what} from it: {_told(str(error))}") from error
+        raise OSError(
+            f"{name}: no such folder here, and {_host()} cannot be reached or has no such {what}: "
+            f"`hf download {name} --local-dir FOLDER` where there is access and give that folder, or fill the client's "
+            "cache and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _told(reason: str) -> str:
+    """A library's reason without the lists of everything that it knows."""
+    return re.split(r"(?<=[.:]) (?:Should|Should have|Use|If|Please)\b|\n", reason.strip())[0][:240]
+
+
+def _host() -> str:
+    return re.sub(r"^https?://|/.*$", "", constants.ENDPOINT)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub may be reached: behind a proxy, or when told to stay offline, its client knows better."""
+    if constants.HF_HUB_OFFLINE or any(os.environ.get(f"{name}_proxy") or os.environ.get(f"{name.upper()}_PROXY")
+                                       for name in ("https", "http", "all")):  # fmt: skip
+        return True
+    host, _, port = _host().partition(":")
+    try:
+        socket.create_connection(
+            (host, int(port or (80 if constants.ENDPOINT.startswith("http:") else 443))), 3
+        ).close()
+    except OSError:
+        return False
+    return True
 
 
 def load_config(backbone: Backbone) -> PreTrainedConfig:
@@ -59,16 +127,23 @@ def load_config(backbone: Backbone) -> PreTrainedConfig:
 
     Raises:
         ValueError: the architecture is another one.
+        OSError: the model of that name cannot be had.
     """
     settings = dict(backbone.architecture or {})
+    config = None
+    model_type = settings.get("model_type")
     if backbone.name is not None:
-        config = AutoConfig.from_pretrained(backbone.name, revision=backbone.revision, **settings)
-    else:
-        config = AutoConfig.for_model(**settings)
-    if config.model_type not in SEQ2SEQ:
+        config = _load(AutoConfig, "model", backbone.name, revision=backbone.revision, **settings)
+        model_type = config.model_type
+    if model_type not in SEQ2SEQ:
         raise ValueError(
-            f"backbone {backbone.name or 'architecture'} is a {config.model_type}, wanted one of {', '.join(SEQ2SEQ)}"
+            f"backbone {backbone.name or 'architecture'} is a {model_type}, wanted one of {', '.join(SEQ2SEQ)}"
         )
+    if config is None:
+        try:
+            config = AutoConfig.for_model(**settings)
+        except StrictDataclassError as error:
+            raise ValueError(f"backbone.architecture: {' '.join(str(error).split())}") from error
     return config
 
 
@@ -81,7 +156,9 @@ def load_seq2seq(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreT
     config = load_config(backbone)
     with torch.device("cpu"):
         if backbone.name is not None:
-            model = AutoModelForSeq2SeqLM.from_pretrained(
+            model = _load(
+                AutoModelForSeq2SeqLM,
+                "model",
                 backbone.name,
                 revision=backbone.revision,
                 config=config,

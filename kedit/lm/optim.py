@@ -21,6 +21,12 @@ class Schedule:
     warmup: float = 0.0
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.warmup >= 0:
+            raise ValueError(f"schedule.warmup is {self.warmup}: wanted steps, or below 1 a share of all steps")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"schedule.floor is {self.floor}: wanted a share of the learning rate, from 0 to 1")
+
     def factor(self, step: int, total: int) -> float:
         """The factor at `step` (from 0) of `total` steps."""
         warmup = self.warmup * total if self.warmup < 1 else self.warmup

@@ -4,6 +4,7 @@ every method gets. Knows Lightning; a method comes in by the configuration's `cl
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,15 +21,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from kedit.editing.sources import DataError
 from kedit.running.checkpoints import DurableCheckpointIO
 from kedit.running.data import TrainingPosition
+from kedit.running.errors import is_out_of_space, space_message
 from kedit.running.guard import FiniteLoss
+from kedit.running.last import LastCheckpoint
 from kedit.running.parsing import PROGRAM, Parser, restrict_imports
-from kedit.running.progress import progress_bar
+from kedit.running.progress import ParameterCount, progress_bar
 from kedit.running.records import PredictionFile, SavedConfig, flat_hyperparameters, log_hyperparameters, report
-from kedit.running.runs import Run, RunFolder, existing_run, find_checkpoint, new_run, state_of
+from kedit.running.runs import Run, RunFolder, existing_run, find_checkpoint, new_run, newest_complete, state_of
 from kedit.running.throughput import GradientNorm, TrainingThroughput
 
 # what a checkpoint may contain, what is returned and how it is printed is not for a configuration to say
 FIXED = {"weights_only", "return_predictions", "verbose"}
+SET_UP = {"prepare_data", "setup", "configure_model", "configure_optimizers"}
 
 
 class Application(LightningCLI):
@@ -45,11 +49,13 @@ class Application(LightningCLI):
 
     def __init__(self, module: type[LightningModule], command: str, arguments: Sequence[str]) -> None:
         self.command = command
-        # advertising
+        # advertising, and that our own summary stands in for Lightning's
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-            lambda r: "litlogger" not in r.getMessage()
+            lambda r: not any(words in r.getMessage() for words in ("litlogger", "with model summary callbacks"))
         )
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between two libraries
+        # what is as it should be: a run is gone on with, a batch loader knows no indices
+        warnings.filterwarnings("ignore", message=".*(infer the batch indices|exists and is not empty).*")
         restrict_imports()
         if not torch.cuda.is_available():
             # or DeepSpeed, which looks for it, says on standard output that there is none
@@ -73,7 +79,12 @@ class Application(LightningCLI):
 
     def setup_parser(self, *args: Any) -> None:
         super().setup_parser(*args)
-        self._parser(self.command).prog = f"{PROGRAM} {self.command}"
+        command = self._parser(self.command)
+        command.prog = f"{PROGRAM} {self.command}"
+        command.epilog = (
+            "What a model and its data may be told: --model.help CLASS and --data.help CLASS list it, as in "
+            "--model.help KilmModule and --data.help KilmData."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # without LightningCLI's warning on sys.argv
@@ -112,9 +123,17 @@ class Application(LightningCLI):
 
     def _checkpoint(self, run: Run, wanted: str | None) -> Path | None:
         if wanted in (None, "last") and not any(self.folder.checkpoints.glob("*.ckpt")):
-            # so that one command line both starts a job and goes on with it; and a model may be tested as it comes
-            untouched = "starting at the beginning" if self.command == "fit" else "taking the model as configured"
-            say(f"no checkpoint in {self.folder.checkpoints}: {untouched}")
+            # so that one command line both starts a job and goes on with it; and a published model may be tested
+            if self.command == "fit":
+                say(f"no checkpoint in {self.folder.checkpoints}: starting at the beginning")
+                return None
+            name = self.config[self.command].get("model.init_args.backbone.name")
+            if not name:
+                raise DataError(
+                    f"no checkpoint in {self.folder.checkpoints}: train first by `{PROGRAM} fit`, or name the run by "
+                    "--run.name or a file by --ckpt_path; random weights are not worth a look"
+                )
+            say(f"no checkpoint in {self.folder.checkpoints}: taking {name} as it comes")
             return None
         checkpoint, skipped = find_checkpoint(self.folder, wanted or "best")
         for note in skipped:
@@ -122,6 +141,13 @@ class Application(LightningCLI):
         if self.command == "fit" and not checkpoint.resolve().is_relative_to(self.folder.checkpoints.resolve()):
             self.folder = new_run(run)
         return checkpoint
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            seed = self._get(self.config, "seed_everything")
+            raise DataError(f"seed_everything is {seed}: wanted a number from 0 to {2**32 - 1}") from error
 
     def instantiate_classes(self) -> None:
         try:
@@ -132,8 +158,16 @@ class Application(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            if "Error(s) in loading state_dict" not in str(error):
+        except DataError:
+            raise
+        except Exception as error:
+            if is_out_of_space(error):
+                newest = newest_complete(self.folder.checkpoints)
+                kept = f"; the newest complete checkpoint is {newest}" if newest else ""
+                raise DataError(space_message(_named_file(error) or self.folder.checkpoints, kept)) from error
+            if isinstance(error, ValueError | TypeError) and (part := _in_set_up(error)):
+                raise DataError(f"{part} cannot be set up: {error}") from error
+            if not isinstance(error, RuntimeError) or "Error(s) in loading state_dict" not in str(error):
                 raise
             first = [line.strip() for line in str(error).splitlines()[1:3]]
             fit = f"checkpoint {self.checkpoint} does not fit {type(self.model).__name__} as configured"
@@ -144,15 +178,20 @@ class Application(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
-        callbacks = [TrainingPosition(), FiniteLoss(), TrainingThroughput(), GradientNorm()]
+        callbacks = [TrainingPosition(), FiniteLoss(), TrainingThroughput(), GradientNorm(), LastCheckpoint()]
         if self.command == "fit":
             callbacks.append(SavedConfig(self.folder, self.saved_config))
         if self.command == "predict":
-            callbacks.append(PredictionFile(self.folder.logs / "predictions.jsonl"))
+            self.predictions = PredictionFile(self.folder.logs / "predictions.jsonl")
+            callbacks.append(self.predictions)
         if given.get("enable_progress_bar") is not False and not any(
             isinstance(callback, ProgressBar) for callback in _list(given.get("callbacks"))
         ):
             callbacks.append(progress_bar())
+        if given.get("enable_model_summary") is not False and not any(
+            isinstance(callback, ModelSummary) for callback in _list(given.get("callbacks"))
+        ):
+            callbacks.append(ParameterCount())
         self.trainer_defaults["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
@@ -164,6 +203,8 @@ class Application(LightningCLI):
         if self.command == "fit" and self.checkpoint is not None:
             # TensorBoard drops what the interrupted run logged after its checkpoint
             more["purge_step"] = int(state_of(Path(self.checkpoint)).get("global_step", 0))
+        elif self.command == "fit" and any(self.folder.logs.glob("events.*")):
+            more["purge_step"] = 0  # of a run that was started here before
         return TensorBoardLogger(
             save_dir=str(self.folder.logs.parent), name=self.folder.name, version="", default_hp_metric=False, **more
         )
@@ -181,6 +222,16 @@ class Application(LightningCLI):
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
             metrics |= self._test(ckpt_path=best, datamodule=self.datamodule, model=self.model)
         log_hyperparameters(self.trainer, flat_hyperparameters(self.saved_config), metrics)
+
+    def after_predict(self) -> None:
+        self.predictions.finish()
+
+    def validate(self, **kwargs: Any) -> None:
+        results: dict[str, float] = {}
+        for part in self.trainer.validate(**(kwargs | {"verbose": False})):
+            results |= part
+        if self.trainer.is_global_zero:
+            report(results, getattr(self.model, "metric_meanings", {}))
 
     def test(self, **kwargs: Any) -> None:
         self._test(**kwargs)
@@ -209,6 +260,23 @@ def _innermost(error: BaseException) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error)
+
+
+def _in_set_up(error: BaseException) -> str:
+    """The class in whose set-up an exception was raised, so that the configuration is to blame; empty if in none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        part = frame.f_locals.get("self")
+        if frame.f_code.co_name in SET_UP and isinstance(part, LightningModule | LightningDataModule):
+            return type(part).__name__
+    return ""
+
+
+def _named_file(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.filename:
+            return str(error.filename)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,10 +1,16 @@
 """Which exceptions are the user's to mend, and what to say of them. Imports nothing heavy."""
 
 import errno
+import os
 import re
+import shutil
+from collections.abc import Iterator
 
 from kedit.editing.sources import DataError
 
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FULL_TEXT = re.compile(r"no space left|os error 28\b|unexpected pos \d|file too large|disk quota exceeded", re.I)
+"""What torch and safetensors say, whose exceptions carry no number."""
 HUB = re.compile(r"couldn't connect|can't load|cannot find|not a local folder|offline mode|is not a valid model", re.I)
 
 
@@ -12,6 +18,9 @@ def told(error: BaseException) -> str | None:
     """What to tell the user in one to three lines; None where the error is ours and a traceback is due."""
     if isinstance(error, DataError):
         return _short(str(error))
+    if is_out_of_space(error):
+        name = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), None)
+        return f"no space left on the device{f' for {name}' if name else ''}"
     if isinstance(error, OSError):
         return _of_the_system(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning, on arguments that do not fit together
@@ -19,9 +28,39 @@ def told(error: BaseException) -> str | None:
     return None
 
 
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether a full disk, a quota or a limit on file sizes is behind an exception."""
+    return any(
+        (isinstance(e, OSError) and e.errno in FULL)
+        or (not isinstance(e, ValueError | TypeError) and FULL_TEXT.search(str(e)) is not None)
+        for e in _chain(error)
+    )
+
+
+def space_message(path: str | os.PathLike[str], more: str = "") -> str:
+    """What to tell of a file or folder there was no space for.
+
+    Args:
+        path: the file, which may not exist.
+        more: added to the message.
+    """
+    folder = os.path.abspath(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    return f"no space for {path}: {free / 2**20:,.0f} MiB free (or a quota or limit on file sizes is reached){more}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        yield following
+        seen.add(id(following))
+        following = following.__cause__ or following.__context__
+
+
 def _of_the_system(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}"
     if error.errno is not None and error.filename is not None:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
     text = str(error)

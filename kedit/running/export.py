@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from kedit.editing.sources import DataError
+from kedit.running.errors import is_out_of_space, space_message
 from kedit.running.runs import RunFolder, find_checkpoint, incomplete, state_of
 
 PREFIX = "model."
@@ -66,8 +67,10 @@ def export(
         if output.exists():
             shutil.rmtree(output)
         partial.rename(output)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if is_out_of_space(error):
+            raise DataError(space_message(output, "; nothing was written")) from error
         raise
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {size / 2**20:,.1f} MiB in {time.monotonic() - start:.1f} s", flush=True)
@@ -122,7 +125,8 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
     }
     if not weights:
         raise DataError(f"{checkpoint} holds no tensor named {PREFIX}...: not a checkpoint of kedit")
-    return weights, str(state.get("hyper_parameters", {}).get("_class_path", "kedit"))
+    model = _read(checkpoint.absolute().parent / "config.yaml").get("model") or {}
+    return weights, str(model.get("class_path") or state.get("hyper_parameters", {}).get("_class_path", "kedit"))
 
 
 def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
@@ -180,12 +184,13 @@ def model_card(checkpoint: Path, method: str, model: Any) -> str:
     data = {key: value for key, value in _read(folder / "data.json").items() if isinstance(value, str | int | float)}
     automatic = "AutoModelForSeq2SeqLM" if model.config.is_encoder_decoder else "AutoModelForCausalLM"
     usage = folder / "backbone" / "usage.md"
+    trained_by = "kedit" if method == "kedit" else f"`{method}` of kedit"
     front = ["---", "library_name: transformers", "tags: [kedit]", *([f"base_model: {base}"] if base else []), "---"]
     parts = [
         "\n".join(front),
         MARK,
         f"# {folder.name}",
-        f"A {type(model).__name__} trained by `{method}` of kedit; base model: {base or 'none, random weights'}; "
+        f"A {type(model).__name__} trained by {trained_by}; base model: {base or 'none, random weights'}; "
         f"run `{folder.name}`, checkpoint `{checkpoint.name}`.",
         "## Use",
         usage.read_text(encoding="utf-8").strip() if usage.is_file() else _generic_usage(automatic),
@@ -234,6 +239,13 @@ def _push(folder: Path, repository: str, private: bool) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    print(f"uploading to {repository}", flush=True)
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by kedit")
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        print(f"uploading to {repository}", flush=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by kedit")
+    except Exception as error:  # the client's own, its HTTP library's and the system's
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DataError(
+            f"{folder} is written, but could not be uploaded to {repository}: {reason[:200]}\n"
+            f"check network and login (`hf auth login`), then `hf upload {repository} {folder}`"
+        ) from error

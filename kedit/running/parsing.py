@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import typing
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+
+from kedit.editing.sources import DataError
 
 PROGRAM = "python -m kedit"
 ALLOWED = [
@@ -46,6 +49,12 @@ class Parser(LightningArgumentParser):
 
     arguments: Sequence[str] = ()
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise DataError(_broken_yaml(str(error), Parser.arguments)) from error
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
@@ -66,7 +75,6 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
         arguments: the command line.
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
-    path = re.search(r"given class_path '([^']+)'", message)
     if denied := re.search(r"Importing '([^']+)' is not allowed", message):
         return (
             f"{_quoted(denied[1], arguments)} is not allowed in {keys[0] if keys else 'a configuration'}: a class may "
@@ -75,23 +83,36 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
         )
     if unknown := re.search(r"(?:does not accept option|Option) '([^']+)'|[Uu]nrecognized arguments: (\S+)", message):
         word = (unknown[1] or unknown[2]).lstrip("-").split("=")[0]
+        keys, path = _place(message, unknown.start())
         if path:
-            where = f"{keys[0]}.{word}" if keys else word
-            return _unknown_key(where, _parameters(path[1]), arguments, f" of {path[1]}", last_only=True)
+            if group := re.search(r"Group '([^']+)' $", message[: unknown.start()]):
+                word = f"{group[1]}.{word}"
+            path, key = _inner_class(path, word.split(".")[:-1]), ".".join([*keys, word])
+            return _unknown_key(key, _parameters(path), arguments, f" of {path}", last_only=True)
         if unknown[2] and not unknown[2].startswith("-"):
             return f"{unknown[2]!r} is too much: an argument is given as --key value"
         return _unknown_key(word, [action.dest for action in parser._actions], arguments)
     if required := re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message):
+        keys, path = _place(message, required.start())
         names = re.sub(r"\b(fit|validate|test|predict)\.", "", required[1] or required[2])
         if path:
-            return f"{keys[0] if keys else 'configuration'}: {_quoted(path[1], arguments)} needs {names}"
+            return f"{'.'.join(keys) or 'configuration'}: {_quoted(path, arguments)} needs {names}"
         return f"missing: {names} (give it in a --config FILE or as --{names.split(',')[0].strip()})"
     if wrong := re.search(
         r"given class_path '([^']+)':\s+(?:module|No module|.*[Ii]mport)"
+        r"|class: module .*Got value: \w+\(class_path='([^']+)'"
         r"|path (\S+) does not correspond to a subclass|Expected a dot import path string: (\S+)",
         message,
     ):
-        return _unknown_class(keys[0] if keys else "class_path", wrong[1] or wrong[2] or wrong[3], message, arguments)
+        keys, _ = _place(message, wrong.start())
+        plain = re.findall(r"- Expected an? <class '(\w+)'>", message[: wrong.start()])
+        if wrong[4] and plain:  # lr: fast, where the learning rate may be a tensor too
+            return f"{'.'.join(keys)}: wanted {plain[-1]}, got {wrong[4]!r}{_where(keys[-1], arguments)}"
+        return _unknown_class(".".join(keys) or "class_path", next(filter(None, wrong.groups())), message, arguments)
+    if "config" in keys and (folder := re.search(r"Path is not a file: '([^']+)'", message)):
+        return f"--config {os.path.relpath(folder[1])}: is a folder, wanted a YAML file"
+    if message.startswith("Unexpected config"):
+        return _no_mapping(message, arguments)
     if "config" in keys and (missing := re.search(r"File does not exist: '([^']+)'", message)):
         return f"--config {os.path.relpath(missing[1])}: there is no such file{_nearest_file(missing[1])}"
     if "Problems parsing config" in message or "Unable to load config" in message:
@@ -99,6 +120,48 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
     if keys:
         return _wrong_value(keys, message, arguments)
     return "\n  ".join(line.strip() for line in message.strip().splitlines()[:3])
+
+
+def _place(message: str, at: int) -> tuple[list[str], str]:
+    """The keys around a place in a nested message, outermost first, and the innermost class around it ("" if none)."""
+    rest = message[at:].partition("\n")[0]
+    named = re.search(r"Got value: \w+\(class_path='([^']+)'", rest)  # a callable class says it behind
+    lines = message[:at].splitlines()
+    keys: list[str] = []
+    path, indent = named[1] if named else "", 10_000
+    for line in reversed(lines):
+        if line.strip() and _indent(line) < indent:
+            indent = _indent(line)
+            keys = re.findall(r'Parser key "([^"]+)"', line) + keys
+            given = re.search(r"given class_path '([^']+)'", line)
+            path = path or (given[1] if given else "")
+    return keys, path
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _inner_class(class_path: str, names: Sequence[str]) -> str:
+    """The class of a class' parameter, of that one's parameter, and so on; as far as annotations tell."""
+    for name in names:
+        module, _, last = class_path.rpartition(".")
+        hint = typing.get_type_hints(getattr(importlib.import_module(module), last).__init__).get(name)
+        inner = next((h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h) and h is not type(None)), None)
+        if inner is None:
+            break
+        class_path = f"{inner.__module__}.{inner.__qualname__}"
+    return class_path
+
+
+def _no_mapping(message: str, arguments: Sequence[str]) -> str:
+    for path in _config_files(arguments):
+        with open(path, encoding="utf-8") as file:
+            given = yaml.safe_load(file)
+        if not isinstance(given, dict):
+            what = {type(None): "nothing", list: "a list"}.get(type(given), repr(given)[:60])
+            return f"--config {path}: wanted keys with values, as in `model: ...`, got {what}"
+    return "\n  ".join(message.strip().splitlines()[:2])
 
 
 def _unknown_key(
@@ -154,7 +217,9 @@ def _broken_yaml(message: str, arguments: Sequence[str]) -> str:
         try:
             with open(path, encoding="utf-8") as file:
                 yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            return f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}"
+        except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             return f"{path}{f':{mark.line + 1}' if mark else ''} is not YAML: {getattr(error, 'problem', error)}"
         except OSError as error:

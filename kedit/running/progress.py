@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
@@ -97,6 +97,17 @@ def progress_bar() -> ProgressBar:
     return TQDMProgressBar(leave=True) if sys.stderr.isatty() else PlainProgress()
 
 
+class ParameterCount(ModelSummary):
+    """How large the model is, in a line, instead of Lightning's table, which counts no FLOPs and calls them 0."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            # under ZeRO-3 a process holds a part of each
+            sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in pl_module.parameters()]
+            every, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+            print(f"{type(pl_module).__name__}: {every:,} parameters, {trained:,} of them trained", flush=True)
+
+
 class PlainProgress(ProgressBar):
     """A line every few seconds for a log file: steps of how many, steps per second, time left, loss."""
 
@@ -143,7 +154,7 @@ class PlainProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if self._enabled and found and not trainer.sanity_checking:
+        if self._enabled and found and trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in found.items())
             print(f"validation after {trainer.global_step:,} steps: {metrics}", file=sys.stderr, flush=True)
 

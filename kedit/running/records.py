@@ -75,21 +75,22 @@ def log_hyperparameters(trainer: Trainer, hyperparameters: dict[str, Any], metri
             logger.experiment.flush()
 
 
-def report(results: Mapping[str, float], meanings: Mapping[str, str], path: Path) -> None:
-    """Print test results as a table, and write them as flat JSON.
+def report(results: Mapping[str, float], meanings: Mapping[str, str], path: Path | None = None) -> None:
+    """Print results as a table, and write them as flat JSON.
 
     Args:
         results: value by key, as in `test/description_f1/seen`.
         meanings: what a key stands for, in some words; may lack keys.
-        path: the file to write.
+        path: the file to write, if any.
     """
     numbers = {key: float(value) for key, value in results.items()}
-    write_whole(path, json.dumps(numbers, indent=1) + "\n")
     width = max((len(key) for key in numbers), default=0)
     print()
     for key, value in numbers.items():
         print(f"{key:<{width}}  {value:>8.4f}  {meanings.get(key, '')}".rstrip())
-    print(f"\nwritten to {path}", flush=True)
+    if path is not None:
+        write_whole(path, json.dumps(numbers, indent=1) + "\n")
+        print(f"\nwritten to {path}", flush=True)
 
 
 class PredictionFile(BasePredictionWriter):
@@ -123,6 +124,15 @@ class PredictionFile(BasePredictionWriter):
         self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Close the file and say what is in it; where there was nothing to predict, Lightning began nothing."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w", encoding="utf-8")
+        elif self._file.closed:
+            return
         self._file.close()
         print(f"{self.written:,} predictions written to {self.path}", flush=True)
 

@@ -3,6 +3,7 @@ in them is meant. Knows files, and how Lightning and DeepSpeed lay out a checkpo
 """
 
 import os
+import pickle
 import re
 import zipfile
 from dataclasses import dataclass
@@ -45,8 +46,14 @@ class RunFolder:
     @property
     def holds_a_run(self) -> bool:
         """Whether a run has started to train here; one that failed in its preparations has not."""
-        configs = (folder / "config.yaml" for folder in (self.checkpoints, self.logs))
-        return any(path.exists() for path in configs) or any(self.checkpoints.glob("*.ckpt"))
+        return self.held_in is not None
+
+    @property
+    def held_in(self) -> Path | None:
+        """The one of the two folders that shows that a run has started here."""
+        if (self.checkpoints / "config.yaml").exists() or any(self.checkpoints.glob("*.ckpt")):
+            return self.checkpoints
+        return self.logs if (self.logs / "config.yaml").exists() else None
 
 
 def new_run(run: Run) -> RunFolder:
@@ -60,7 +67,7 @@ def new_run(run: Run) -> RunFolder:
     folder = _folder(run, run.name)
     if folder.holds_a_run:
         raise DataError(
-            f"{folder.checkpoints} already holds a run, and is left as it is: go on with it by --ckpt_path last, or "
+            f"{folder.held_in} already holds a run, and is left as it is: go on with it by --ckpt_path last, or "
             "give this one another name by --run.name NAME"
         )
     return folder
@@ -68,8 +75,9 @@ def new_run(run: Run) -> RunFolder:
 
 def existing_run(run: Run) -> RunFolder:
     """The folders of the run to go on with or to judge: of a numbered one the newest. They may be empty."""
-    numbers = _numbers(run) if run.numbered else []
-    return _folder(run, f"{run.name}-{numbers[-1]}" if numbers else run.name)
+    numbered = [_folder(run, f"{run.name}-{number}") for number in _numbers(run)] if run.numbered else []
+    started = [folder for folder in numbered if folder.holds_a_run]  # others failed in their preparations
+    return (started or numbered or [_folder(run, run.name)])[-1]
 
 
 def _folder(run: Run, name: str) -> RunFolder:
@@ -119,18 +127,26 @@ def _named(folder: RunFolder, wanted: str) -> Path:
             f"--ckpt_path {wanted}: wanted last, best or a local file; a checkpoint is not loaded from afar"
         )
     path = next((path for path in (Path(wanted), folder.checkpoints / wanted) if path.exists()), None)
-    newest = next((path for path in _newest_first(folder) if not incomplete(path)), None)
+    newest = newest_complete(folder.checkpoints)
     hint = f"; the newest complete one is {newest}" if newest else ""
     if path is None:
         raise DataError(f"--ckpt_path {wanted}: no such file, neither here nor in {folder.checkpoints}{hint}")
     damage = incomplete(path)
     if damage:
         raise DataError(f"checkpoint {path} is incomplete ({damage}){hint}")
+    if path.is_file() and "state_dict" not in state_of(path):
+        raise DataError(f"--ckpt_path {path}: holds no state_dict, so it is no checkpoint of a run{hint}")
     return path
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:
     return sorted(folder.checkpoints.glob("*.ckpt"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that can be loaded."""
+    found = RunFolder(folder.name, folder, folder)
+    return next((path for path in _newest_first(found) if not incomplete(path)), None)
 
 
 def incomplete(checkpoint: Path) -> str:
@@ -150,12 +166,25 @@ def incomplete(checkpoint: Path) -> str:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds; tensors stay on disk until they are used."""
+    """What a checkpoint holds; tensors stay on disk until they are used.
+
+    Raises:
+        DataError: it is no checkpoint, or holds more than tensors and plain values.
+    """
     import torch
 
     if checkpoint.is_dir():
         checkpoint = next(part for part in sorted(checkpoint.glob("checkpoint/*.pt")) if "model_states" in part.name)
-    return torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    try:
+        state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DataError(
+            f"checkpoint {checkpoint} is none of a run: it holds objects other than tensors and plain values, which "
+            "could run code and are not loaded, or it is damaged"
+        ) from error
+    if not isinstance(state, dict):
+        raise DataError(f"checkpoint {checkpoint} is none of a run: it holds a {type(state).__name__}")
+    return state
 
 
 def _best(checkpoint: Path) -> Path | None:

@@ -113,6 +113,18 @@ def test_broken_xml_says_where(tmp_path, packed):
         read(path)
 
 
+def test_a_namespace_that_is_no_number(tmp_path):
+    path = write(tmp_path / "a.xml", [page("Good", "x"), page("Bad", "y", namespace="abc")])
+    with pytest.raises(DataError, match=r"a\.xml: page 'Bad' with namespace 'abc' .*after 1 whole pages"):
+        read(path)
+
+
+def test_another_kind_of_xml(tmp_path):
+    (tmp_path / "a.xml").write_text("<?xml version='1.0'?><feed><page/></feed>")
+    with pytest.raises(DataError, match=r"a\.xml is no Wikipedia dump: .*found <feed>"):
+        read(tmp_path / "a.xml")
+
+
 def test_xml_cut_short(tmp_path):
     path = write(tmp_path / "a.xml", sample())
     path.write_bytes(path.read_bytes()[: -len(TAIL)])

@@ -6,7 +6,16 @@ import torch
 from conftest import ARCHITECTURES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from kedit.lm.backbones import Backbone, add_tokens, grow_vocabulary, load_seq2seq, output_scale, save_skeleton
+from kedit.lm import backbones
+from kedit.lm.backbones import (
+    Backbone,
+    add_tokens,
+    grow_vocabulary,
+    load_seq2seq,
+    load_tokenizer,
+    output_scale,
+    save_skeleton,
+)
 from kedit.lm.flops import forward_flops
 from kedit.lm.optim import Schedule, parameter_groups
 from kedit.lm.text import encode, fingerprint, token_span
@@ -61,8 +70,43 @@ def test_a_saved_model_loads_by_name_and_takes_overrides(tmp_path, bart_tokenize
 def test_wrong_architectures_are_refused_by_name(bart_tokenizer):
     with pytest.raises(ValueError, match="gpt2, wanted one of bart"):
         load_seq2seq(Backbone(architecture={"model_type": "gpt2"}), bart_tokenizer)
+    with pytest.raises(ValueError, match="nope, wanted one of bart"):
+        load_seq2seq(Backbone(architecture={"model_type": "nope"}), bart_tokenizer)
+    with pytest.raises(ValueError, match=r"architecture: .*d_model.*expected int"):
+        load_seq2seq(Backbone(architecture=ARCHITECTURES["bart"] | {"d_model": "wide"}), bart_tokenizer)
     with pytest.raises(ValueError, match=r"backbone\.name"):
         Backbone()
+
+
+def test_a_model_that_is_not_there_is_named_with_the_remedy(tmp_path, monkeypatch, bart_tokenizer):
+    def unreachable(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(backbones.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(backbones.socket, "create_connection", unreachable)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(OSError, match=r"nobody/nothing: no such folder here.*hf download nobody/nothing"):
+        load_tokenizer("nobody/nothing")
+    with pytest.raises(OSError, match="nobody/nothing: no such folder here"):
+        load_seq2seq(Backbone(name="nobody/nothing"), bart_tokenizer)
+    for name in (str(tmp_path / "none"), "./none", "~/none/of/that", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such folder"):
+            load_tokenizer(name)
+
+
+def test_a_folder_that_lacks_something_is_named(tmp_path, bart_tokenizer):
+    with pytest.raises(OSError, match=f"{tmp_path}: holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    model = load_seq2seq(Backbone(architecture=ARCHITECTURES["bart"]), bart_tokenizer)
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError, match=f"{tmp_path}: holds no model that transformers can load"):
+        load_seq2seq(Backbone(name=str(tmp_path)), bart_tokenizer)
+    with pytest.raises(OSError, match=f"{tmp_path}: holds no tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 def test_tokens_are_added_once(bart_tokenizer):
@@ -99,6 +143,9 @@ def test_schedule_warms_up_and_decays():
     assert cosine.factor(60, 110) == pytest.approx(0.55)
     assert cosine.factor(110, 110) == pytest.approx(0.1)
     assert Schedule("constant").factor(70, 100) == 1.0
+    for wrong in ({"warmup": -1}, {"floor": 1.5}, {"floor": -0.1}):
+        with pytest.raises(ValueError, match=f"schedule.{next(iter(wrong))} is"):
+            Schedule(**wrong)
 
 
 def test_vectors_do_not_decay():

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BartForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
@@ -71,7 +73,8 @@ def test_the_card_says_where_the_model_comes_from(tmp_path):
     folder = tmp_path / "checkpoints" / "quick-1"
     a_run(folder)
     (folder / "config.yaml").write_text(
-        "model: {init_args: {backbone: {name: facebook/bart-base}}}\nrun: {logs: logs}\n"
+        "model: {class_path: kedit.kilm.Written, init_args: {backbone: {name: facebook/bart-base}}}\n"
+        "run: {logs: logs}\n"
     )
     (folder / "data.json").write_text(json.dumps({"documents": 12, "skipped": {"empty": 1}}))
     (tmp_path / "logs" / "quick-1").mkdir(parents=True)
@@ -79,7 +82,7 @@ def test_the_card_says_where_the_model_comes_from(tmp_path):
     card = (export(folder, tmp_path / "out") / "README.md").read_text()
     for words in (
         "base_model: facebook/bart-base",
-        "kedit.kilm.KilmModule",
+        "trained by `kedit.kilm.Written` of kedit;",
         "| documents | 12 |",
         "| test/description_f1 | 0.7500 |",
         "CC BY-SA 4.0",
@@ -170,6 +173,28 @@ def test_it_is_pushed_to_a_hub(tmp_path, monkeypatch):
     export(tmp_path / "run", tmp_path / "out", push_to="me/model")
     assert calls[0] == ("me/model", True)
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(calls[1][1])
+
+
+def test_what_went_wrong_with_the_hub_or_the_disk_is_told(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    class Api:
+        def create_repo(self, name, **options):
+            raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach it")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    a_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"out is written, but could not be uploaded to me/model: Cannot reach it"):
+        export(tmp_path / "run", tmp_path / "out", push_to="me/model")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(BartForConditionalGeneration, "save_pretrained", full)
+    with pytest.raises(DataError, match=r"no space for .*other: .*nothing was written"):
+        export(tmp_path / "run", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 def test_the_command(tmp_path):

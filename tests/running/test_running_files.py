@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kedit.editing.records import read_json_lines
 from kedit.editing.sources import DataError
 from kedit.running.checkpoints import DurableCheckpointIO
-from kedit.running.errors import told
+from kedit.running.errors import is_out_of_space, told
 from kedit.running.functions import call
 from kedit.running.records import flat_hyperparameters, report
 from kedit.running.runs import Run, existing_run, find_checkpoint, incomplete, new_run
@@ -26,6 +27,8 @@ def test_a_numbered_run_takes_the_number_after_the_highest(tmp_path):
     (tmp_path / "logs" / "quicker-20").mkdir()
     assert new_run(run).name == "quick-12"
     assert existing_run(run).name == "quick-11"
+    checkpoint(tmp_path / "checkpoints" / "quick-2" / "last.ckpt")
+    assert existing_run(run).name == "quick-2"  # the other one never started
 
 
 def checkpoint(path: Path, best: str = "") -> Path:
@@ -69,7 +72,7 @@ def test_a_checkpoint_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch
     writer = DurableCheckpointIO()
     writer.save_checkpoint({"step": 1}, str(path))
     monkeypatch.setattr(torch, "save", half_save)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match=rf"no space for {path}: .* MiB free .*newest complete checkpoint is {path}"):
         writer.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
@@ -79,6 +82,24 @@ def test_a_checkpoint_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch
 def half_save(state: object, file) -> None:
     file.write(b"half")
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def torch_on_a_full_disk(state: object, file) -> None:
+    try:
+        raise OSError(errno.EFBIG, "File too large")
+    except OSError as error:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from error
+
+
+def test_a_full_disk_is_known_whatever_stands_around_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", torch_on_a_full_disk)
+    with pytest.raises(DataError, match=r"no space for .*; there is no complete checkpoint"):
+        DurableCheckpointIO().save_checkpoint({}, tmp_path / "run" / "a.ckpt")
+    assert is_out_of_space(Exception("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_out_of_space(RuntimeError("unexpected position"))
+    monkeypatch.setattr(torch, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        DurableCheckpointIO().save_checkpoint({}, tmp_path / "run" / "a.ckpt")
 
 
 def test_a_report_is_a_table_and_flat_json(tmp_path, capsys):
@@ -134,6 +155,12 @@ trainer: {max_epochs: 2}
 def test_what_a_user_can_mend_is_told_shortly(error, words):
     assert told(error).startswith(words)
     assert len(told(error).splitlines()) <= 3
+
+
+def test_a_byte_order_mark_in_front_is_not_read(tmp_path):
+    path = tmp_path / "mentions.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8-sig")
+    assert [record for _, record in read_json_lines(path)] == [{"text": "a"}, {"text": "b"}]
 
 
 def test_our_own_errors_are_not_told():
