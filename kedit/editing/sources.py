@@ -37,16 +37,16 @@ class MentionQuestion:
         span: [start, end) of the mention, character offsets into `text`.
         candidates: what to choose from; may be empty where the source offers none.
         gold: title of the right entity, empty where the mention means no known entity (NIL).
-        description: the right entity's short description, empty where unknown.
         source: document and number, to name the question in a report.
+        description: the right entity's short description, empty where unknown.
     """
 
     text: str
     span: tuple[int, int]
     candidates: list[Candidate] = field(default_factory=list)
     gold: str = ""
-    description: str = ""
     source: str = ""
+    description: str = ""
 
     @property
     def mention(self) -> str:
