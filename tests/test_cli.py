@@ -606,7 +606,15 @@ def test_a_run_that_is_stopped_from_outside_says_so_by_its_exit_code(place, numb
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", program, *FIT, "--trainer.max_epochs=100000", "--trainer.limit_val_batches=0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a shell's background job ignores SIGINT, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     while process.stdout.readline() != "on\n":
         assert process.poll() is None

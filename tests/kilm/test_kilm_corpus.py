@@ -645,6 +645,8 @@ def test_workers_end_with_the_main_process(tmp_path, number):
         [sys.executable, "-c", script, str(begun)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
         stderr=subprocess.DEVNULL,
+        # a shell's background job ignores SIGINT, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(begun.iterdir())) < 2 and process.poll() is None:
