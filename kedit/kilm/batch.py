@@ -127,7 +127,7 @@ class Composer:
             raise DataError(
                 f"none of {len(units)} documents fits into a row of {row_tokens} tokens (the shortest needs "
                 f"{int(bare.min()) if len(bare) else 0}): raise data.row_tokens or build the corpus with a smaller "
-                "--chunk-tokens"
+                "--chunk_tokens"
             )
         units, bare = units[fits], bare[fits]
         sizes = bare + (self._reserve(units, row_tokens - bare) if settings.mentions else 0)
@@ -161,11 +161,7 @@ class Composer:
         Whichever mention is drawn first is sure to have room.
         """
         corpus = self.corpus
-        begin = np.asarray(corpus.mention_offsets[units])
-        counts = np.asarray(corpus.mention_offsets[units + 1]) - begin
-        owner = np.repeat(np.arange(len(units)), counts)
-        first = np.cumsum(counts) - counts
-        mention = np.repeat(begin - first, counts) + np.arange(counts.sum())
+        owner, mention = corpus.mentions_of(units)
         knowledge = corpus.knowledge_lengths[corpus.mention_entities[mention]].astype(np.int64)
         cost = self._cost(knowledge)
         fits = cost <= room[owner]

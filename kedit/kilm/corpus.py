@@ -133,6 +133,13 @@ class Corpus:
         """Where each unit's mentions begin among all, int64 [U+1]."""
         return self._mention_offsets
 
+    def mentions_of(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All mentions in `units`: for each the place in `units` of its unit, and its number among all; int64 both."""
+        begin = np.asarray(self.mention_offsets[units])
+        counts = np.asarray(self.mention_offsets[units + 1]) - begin
+        first = np.cumsum(counts) - counts
+        return np.repeat(np.arange(len(units)), counts), np.repeat(begin - first, counts) + np.arange(counts.sum())
+
     @property
     def mention_entities(self) -> np.ndarray:
         """The entity of every mention, in the order of the units, int32 [M]."""

@@ -1,84 +1,27 @@
 """A corpus as training rows, held-out rows, and questions: the LightningDataModule of KILM."""
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from kedit.editing.records import existing_file, fields, read_json_lines
-from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource, QuestionSource, WikiSource
+from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource, QuestionSource
 from kedit.kilm.batch import Composer, KilmBatch
-from kedit.kilm.build import build_corpus
 from kedit.kilm.corpus import Corpus
 from kedit.kilm.infilling import Infilling, markup
+from kedit.kilm.made import MadeCorpus
 from kedit.kilm.marking import find_mention, mark
-from kedit.kilm.plan import PART_BYTES
 from kedit.kilm.questions import Batches, MentionBatch, QuestionBatch, described, mentioned, split
-from kedit.kilm.wikipedia import pages
-from kedit.kilm.wikipedia import split as split_dump
-from kedit.kilm.wikitext import clean
-from kedit.lm.tokenizers import train_tokenizer
 from kedit.running.data import ResumableData
 from kedit.running.order import batch_count, batch_items, epoch_order
 
 GROUPED = 256
 """Rows among which batches of like rows are formed."""
-
-
-@dataclass
-class MadeCorpus:
-    """A corpus to be made when it is first needed, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit).
-
-    Args:
-        wiki: writes the dump.
-        tokenizer: hub id or folder; without it one is trained on the dump.
-        vocabulary: tokens of the trained one.
-        sentinels: T5's sentinels in the trained one.
-        setting: lead sections or whole articles.
-        chunk_tokens: longest document.
-    """
-
-    wiki: WikiSource
-    tokenizer: str | None = None
-    vocabulary: int = 2048
-    sentinels: int = 0
-    setting: Literal["lead", "full"] = "full"
-    chunk_tokens: int = 64
-
-    def folder(self) -> Path:
-        settings = [self.wiki.fingerprint, self.tokenizer, self.vocabulary, self.sentinels, self.setting,
-                    self.chunk_tokens]  # fmt: skip
-        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-        return Path(os.environ.get("KEDIT_CACHE", Path.home() / ".cache" / "kedit")) / "corpora" / name
-
-    def make(self) -> Path:
-        """The corpus' folder, written unless it is complete."""
-        folder = self.folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # two runs may want it at once
-            if not (folder / "corpus" / "manifest.json").exists():
-                dump = self.wiki.write(folder)
-                tokenizer = self.tokenizer
-                if tokenizer is None:
-                    tokenizer = str(folder / "tokenizer")
-                    train_tokenizer(self._texts(dump), self.vocabulary, self.sentinels).save_pretrained(tokenizer)
-                build_corpus(dump, tokenizer, folder / "corpus", self.setting, self.chunk_tokens)
-        return folder / "corpus"
-
-    def _texts(self, dump: list[Path]) -> Iterator[str]:
-        """What the corpus will hold: articles, and titles and descriptions as they stand behind another word."""
-        for path in dump:
-            for page in (page for part in split_dump(path, PART_BYTES) for page in pages(part)):
-                if page.namespace == 0 and page.redirect is None and page.text:
-                    cleaned = clean(page.text, self.setting)
-                    yield from (cleaned.text, f" {page.title}", f" {cleaned.short_description or ''}")
 
 
 @dataclass
@@ -246,6 +189,11 @@ class KilmData(ResumableData):
 
     # evaluation -------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _known(self) -> np.ndarray:
+        """How often training mentions each entity."""
+        return mentioned(self.corpus, self.train_units)
+
     def _held_out_rows(self, units: np.ndarray, infilling: Infilling) -> Batches:
         composer = self.composer(units, infilling)
         rank, world = self._processes
@@ -255,7 +203,7 @@ class KilmData(ResumableData):
         return Batches(MentionBatch, task, mentions, self.evaluation.batch, *self._processes)
 
     def val_dataloader(self) -> list[Batches]:
-        known = mentioned(self.corpus, self.train_units)
+        known = self._known
         self.panel = described(self.corpus, self.validation_units, known, self.evaluation.panel, self.seed)
         loaders = [self._held_out_rows(self.validation_units, self.infilling)]
         if self.infilling.knowledge:
@@ -265,7 +213,7 @@ class KilmData(ResumableData):
 
     def test_dataloader(self) -> list[Batches]:
         corpus, most, seed = self.corpus, self.evaluation.test_mentions, self.seed
-        known = mentioned(corpus, self.train_units)
+        known = self._known
         plain = Infilling(self.infilling.masked_share, self.infilling.span_length, knowledge=False)
         loaders = [
             self._held_out_rows(self.test_units, plain),

@@ -126,11 +126,6 @@ class Mention(NamedTuple):
     title: np.ndarray
     description: np.ndarray
 
-    @property
-    def inserted(self) -> int:
-        """Tokens that the structure adds to the document, the mention itself apart."""
-        return 5 + len(self.title) + len(self.description)
-
 
 class Example(NamedTuple):
     """One document. All int64.
