@@ -9,6 +9,7 @@ PROGRAM = "python -m kedit"
 
 
 def train(command: str, arguments: Sequence[str]) -> None:
+    import kedit.distill
     import kedit.kilm  # noqa: F401  short class names resolve
     from kedit.editing.module import EditingModule
     from kedit.running.application import Application
@@ -21,6 +22,15 @@ def corpus(command: str, arguments: Sequence[str]) -> None:
     from kedit.running.functions import call
 
     call(build_corpus, command, arguments)
+
+
+def transfer(command: str, arguments: Sequence[str]) -> None:
+    import kedit.benchmarks
+    import kedit.world  # noqa: F401  short class names resolve
+    from kedit.distill import transfer
+    from kedit.running.functions import call
+
+    call(transfer, command, arguments)
 
 
 def export(command: str, arguments: Sequence[str]) -> None:
@@ -36,6 +46,10 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
     "test": ("the test metrics of a run's best checkpoint, as a table and in results.json", train),
     "predict": ("answers of a run's best checkpoint for a JSONL file, in predictions.jsonl", train),
     "corpus": ("a Wikipedia dump, or a made-up world, to a tokenised corpus to train on", corpus),
+    "transfer": (
+        "facts to the sentences by which they are learned, written by a model, a server or from a file",
+        transfer,
+    ),
     "export": ("a checkpoint to a Hugging Face folder", export),
 }
 

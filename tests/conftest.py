@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +33,20 @@ T5_V11 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 MT5 = {**T5, "model_type": "mt5"}
 ARCHITECTURES = {"bart": BART, "t5": T5, "t5-v1.1": T5_V11, "mt5": MT5}
 
+_CAUSAL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+           "num_key_value_heads": 2}  # fmt: skip
+CAUSAL_ARCHITECTURES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]],
+                "window_size": 8, "max_position_embeddings": 512, "intermediate_size": 64},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "n_positions": 512},
+    "gpt_neox": _CAUSAL,
+    "llama": _CAUSAL,
+    "mistral": _CAUSAL,
+    "qwen2": _CAUSAL,
+    "qwen3": {**_CAUSAL, "head_dim": 8},
+}  # fmt: skip
+
 TEXTS = [
     "The painter Maro Tellin was born in Velmar in 1851 and painted the Grey Bridge.",
     "Velmar is a harbour town; its bridge was built by the Tellin company in 1893.",
@@ -41,6 +61,21 @@ def tiny_model(name: str, vocabulary: int = 100) -> PreTrainedModel:
         settings["decoder_start_token_id"] = 0
     torch.manual_seed(0)
     return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(vocab_size=vocabulary, **settings))
+
+
+def tiny_causal(name: str, vocabulary: int = 100, **settings: object) -> PreTrainedModel:
+    """A random model of one of `CAUSAL_ARCHITECTURES` with large weights, so that a wrong mask shows."""
+    settings = {
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **CAUSAL_ARCHITECTURES[name],
+        **settings,
+    }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type=name, vocab_size=vocabulary, **settings)
+    ).eval()
 
 
 @pytest.fixture(scope="session")

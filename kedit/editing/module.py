@@ -37,5 +37,9 @@ class EditingModule(LightningModule):
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise DataError("the schedule needs an end: give trainer.max_steps or trainer.max_epochs")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, int(total)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.learning_rate(step, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """Share of the optimiser's learning rate at `step` (from 0) of `total` steps."""
+        return self.schedule.factor(step, total)

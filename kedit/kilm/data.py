@@ -16,7 +16,8 @@ from kedit.kilm.corpus import Corpus
 from kedit.kilm.infilling import Infilling, markup
 from kedit.kilm.made import MadeCorpus
 from kedit.kilm.marking import find_mention, mark
-from kedit.kilm.questions import Batches, MentionBatch, QuestionBatch, described, mentioned, split
+from kedit.kilm.questions import MentionBatch, QuestionBatch, described, mentioned, split
+from kedit.running.batches import Batches
 from kedit.running.data import ResumableData
 from kedit.running.order import batch_count, batch_items, epoch_order
 

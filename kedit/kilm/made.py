@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from kedit.kilm.build import build_corpus
 from kedit.kilm.plan import PART_BYTES
 from kedit.kilm.wikipedia import pages, split
 from kedit.kilm.wikitext import clean
+from kedit.lm.cache import cache_folder
 from kedit.lm.tokenizers import train_tokenizer
 
 
@@ -42,7 +42,7 @@ class MadeCorpus:
         settings = [self.wiki.fingerprint, self.tokenizer, self.vocabulary, self.sentinels, self.setting,
                     self.chunk_tokens]  # fmt: skip
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-        return Path(os.environ.get("KEDIT_CACHE", Path.home() / ".cache" / "kedit")) / "corpora" / name
+        return cache_folder() / "corpora" / name
 
     def make(self) -> Path:
         """The corpus' folder, written unless it is complete."""

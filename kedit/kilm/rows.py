@@ -1,8 +1,8 @@
 """Which documents share a row. Fixed for a run, so that every epoch has the same rows and resuming needs one number."""
 
-from bisect import bisect_right, insort
-
 import numpy as np
+
+from kedit.lm.packing import best_fit
 
 WINDOW = 4096
 """Documents packed together: rows mix what the seed's shuffle put near, not neighbours in length."""
@@ -26,7 +26,7 @@ class Rows:
             packed = [
                 row + start
                 for start in range(0, len(documents), WINDOW)
-                for row in _best_fit(sizes[start : start + WINDOW], budget)
+                for row in best_fit(sizes[start : start + WINDOW], budget)
             ]
         else:
             packed = [np.array([index]) for index in range(len(documents))]
@@ -39,21 +39,3 @@ class Rows:
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.documents[self.starts[row] : self.starts[row + 1]]
-
-
-def _best_fit(sizes: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Best-fit decreasing: each document goes where it leaves the least room."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[index])
-        place = bisect_right(room, (size, -1))
-        if place == len(room):
-            left, row = budget, len(rows)
-            rows.append([])
-        else:
-            left, row = room.pop(place)
-        rows[row].append(index)
-        if left > size:
-            insort(room, (left - size, row))
-    return [np.array(row, dtype=np.int64) for row in rows]

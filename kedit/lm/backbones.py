@@ -4,10 +4,11 @@ import os
 import re
 import socket
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -24,7 +26,16 @@ from transformers import (
 )
 
 SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
+CAUSAL = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+
+
+class MadeModel(ABC):
+    """A model that is made when it is first needed, and kept."""
+
+    @abstractmethod
+    def make(self) -> Path:
+        """The Hugging Face folder that holds it, written unless it is complete."""
 
 
 @dataclass
@@ -33,27 +44,39 @@ class Backbone:
 
     Args:
         name: hub id or local folder of a pretrained model. Without it the weights are random.
+        made: makes the model instead, when it is first needed.
         revision: branch, tag or commit of a hub model.
         architecture: a model configuration, as in {model_type: bart, d_model: 128}; with `name` it overrides
             single settings (dropout: 0.0), without `name` it is the whole architecture.
-        attention: sdpa, eager or flex_attention.
+        dtype: type of the weights. Those that are trained want float32, whatever precision the trainer computes in.
+        attention: sdpa, eager, flash_attention_2 or flex_attention; by default sdpa where the architecture has it
+            (GPT-J and GPT-Neo have only eager and flash_attention_2).
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         vocabulary_multiple: pad the vocabulary to a multiple of this (64 suits tensor cores).
     """
 
     name: str | None = None
     revision: str | None = None
+    made: MadeModel | None = None
     architecture: dict[str, Any] | None = None
-    attention: str = "sdpa"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str | None = None
     gradient_checkpointing: bool = False
     vocabulary_multiple: int = 1
 
     def __post_init__(self) -> None:
-        if self.name is None and not (self.architecture or {}).get("model_type"):
+        if self.name is None and self.made is None and not (self.architecture or {}).get("model_type"):
             raise ValueError(
                 "backbone names no model: give backbone.name (a hub id or a folder) or backbone.architecture with a "
                 f"model_type ({', '.join(SEQ2SEQ)})"
             )
+        if self.name is not None and self.made is not None:
+            raise ValueError("backbone names a model and makes one: give backbone.name or backbone.made, not both")
+
+    @property
+    def source(self) -> str | None:
+        """Where the model is loaded from, made if need be; None for random weights."""
+        return str(self.made.make()) if self.made is not None else self.name
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -122,8 +145,8 @@ def _hub_answers() -> bool:
     return True
 
 
-def load_config(backbone: Backbone) -> PreTrainedConfig:
-    """The model's configuration, checked to be an encoder-decoder this package can pack.
+def load_config(backbone: Backbone, families: Sequence[str] = SEQ2SEQ) -> PreTrainedConfig:
+    """The model's configuration, checked to be of one of the architectures that are wanted.
 
     Raises:
         ValueError: the architecture is another one.
@@ -132,13 +155,11 @@ def load_config(backbone: Backbone) -> PreTrainedConfig:
     settings = dict(backbone.architecture or {})
     config = None
     model_type = settings.get("model_type")
-    if backbone.name is not None:
-        config = _load(AutoConfig, "model", backbone.name, revision=backbone.revision, **settings)
+    if (source := backbone.source) is not None:
+        config = _load(AutoConfig, "model", source, revision=backbone.revision, **settings)
         model_type = config.model_type
-    if model_type not in SEQ2SEQ:
-        raise ValueError(
-            f"backbone {backbone.name or 'architecture'} is a {model_type}, wanted one of {', '.join(SEQ2SEQ)}"
-        )
+    if model_type not in families:
+        raise ValueError(f"backbone {source or 'architecture'} is a {model_type}, wanted one of {', '.join(families)}")
     if config is None:
         try:
             config = AutoConfig.for_model(**settings)
@@ -148,26 +169,36 @@ def load_config(backbone: Backbone) -> PreTrainedConfig:
 
 
 def load_seq2seq(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """An encoder-decoder whose vocabulary holds every token of `tokenizer`.
+    """An encoder-decoder whose vocabulary holds every token of `tokenizer`."""
+    return _model(AutoModelForSeq2SeqLM, load_config(backbone, SEQ2SEQ), backbone, tokenizer)
 
-    Weights are made on the CPU whatever device context the caller is in: transformers would otherwise ask for
+
+def load_causal(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A decoder-only model whose vocabulary holds every token of `tokenizer`."""
+    return _model(AutoModelForCausalLM, load_config(backbone, CAUSAL), backbone, tokenizer)
+
+
+def _model(
+    automatic: Any, config: PreTrainedConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Weights are made on the CPU whatever device context the caller is in: transformers would otherwise ask for
     accelerate, and ZeRO-3's context would skip the initialisation in silence.
     """
-    config = load_config(backbone)
+    dtype = getattr(torch, backbone.dtype)
     with torch.device("cpu"):
-        if backbone.name is not None:
+        if (source := backbone.source) is not None:
             model = _load(
-                AutoModelForSeq2SeqLM,
+                automatic,
                 "model",
-                backbone.name,
+                source,
                 revision=backbone.revision,
                 config=config,
                 attn_implementation=backbone.attention,
-                dtype=torch.float32,
+                dtype=dtype,
             )
         else:
             _complete(config, tokenizer)
-            model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=backbone.attention)
+            model = automatic.from_config(config, attn_implementation=backbone.attention).to(dtype)
         grow_vocabulary(model, len(tokenizer), backbone.vocabulary_multiple)
     if backbone.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -181,6 +212,8 @@ def _complete(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> N
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.forced_eos_token_id = None
+    if not config.is_encoder_decoder:
+        return
     # BART begins decoding at </s>, T5 at <pad>
     config.decoder_start_token_id = tokenizer.eos_token_id if "bart" in config.model_type else tokenizer.pad_token_id
 
@@ -224,12 +257,30 @@ def save_skeleton(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
 
 
 def output_head(model: PreTrainedModel) -> tuple[nn.Parameter, Tensor | None]:
-    """Weight [V, D] and bias [V] (or None) that turn decoder states from `packing.decode` into logits."""
-    bias = getattr(model, "final_logits_bias", None)
+    """Weight [V, D] and bias [V] (or None) that turn final states into logits: those of `packing.decode` or
+    `causal.states`. BART's bias is a constant, GPT-J's a parameter.
+    """
     head = model.get_output_embeddings()
-    return head.weight, None if bias is None else bias[0]
+    bias = getattr(model, "final_logits_bias", None)
+    return head.weight, head.bias if bias is None else bias[0]
 
 
 def output_scale(model: PreTrainedModel) -> float:
     """What decoder states are multiplied by before the head: d_model ** -0.5 for T5 v1.0, else 1."""
     return model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
+
+
+def switch_dropout_off(model: PreTrainedModel) -> None:
+    """Make the model's own dropout 0, in training too (adapters put on later keep theirs)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "activation_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of a decoder-only model, in order."""
+    lists = [module for module in model.base_model.children() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)

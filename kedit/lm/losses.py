@@ -26,11 +26,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, weights_N: Tensor,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        train_hidden, train_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        train_hidden, train_weight, train_bias = ctx.needs_input_grad[:3]
         nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         grad_hidden = torch.empty_like(hidden_ND) if train_hidden else None
         # summed over chunks in float32: many small terms
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if train_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if train_bias and bias_V is not None else None
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             hidden, targets = hidden_ND[part], targets_N[part, None]
@@ -40,11 +41,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target_logits = logits.gather(1, targets)[:, 0]
             normaliser = logits.logsumexp(1)
             nll_N[part] = normaliser - target_logits
-            if not (train_hidden or train_weight):
+            if not (train_hidden or train_weight or train_bias):
                 continue
             gradient = logits.sub_(normaliser[:, None]).exp_()
             gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
-            gradient = gradient.mul_(weights_N[part, None]).to(hidden.dtype)
+            gradient = gradient.mul_(weights_N[part, None])
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = gradient @ weight_VD
             if grad_weight is not None:
@@ -52,19 +56,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(gradient.T, hidden)
                 else:
                     grad_weight += gradient.T @ hidden
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_VD.dtype),
+            None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
+        )
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weights_N).sum(), nll_N
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
-        hidden, weight = ctx.saved_tensors
-        return (
-            None if hidden is None else hidden * scale.to(hidden.dtype),
-            None if weight is None else weight * scale.to(weight.dtype),
-            None, None, None, None,
-        )  # fmt: skip
+        gradients = (None if saved is None else saved * scale.to(saved.dtype) for saved in ctx.saved_tensors)
+        return *gradients, None, None, None
 
 
 def linear_cross_entropy(
@@ -77,7 +81,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of token cross-entropies under logits h W^T + b, in nats.
 
-    The bias is a constant (BART's `final_logits_bias` buffer). Gradients are computed in the forward pass.
+    Gradients are computed in the forward pass, the bias's where it is a parameter (GPT-J's; BART's is a buffer).
 
     Args:
         hidden_ND: decoder states.
@@ -95,6 +99,9 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    if not torch.is_grad_enabled():  # needs_input_grad does not know
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     # weights near 1, and their size put back in float32: in float16 small gradients vanish
     unit = weights_N.max().clamp_min(torch.finfo(torch.float32).tiny) if len(weights_N) else weights_N.new_ones(())
     with torch.autocast(device, enabled=False):

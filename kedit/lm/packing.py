@@ -7,6 +7,7 @@ depends on distances only, which a row keeps. Knows nothing of any method.
 Shapes: B rows, S source tokens, T target tokens, D width.
 """
 
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,26 @@ class PackedRows:
     position_BT: Tensor
     reads_BT: Tensor
     branch_BT: Tensor | None = None
+
+
+def best_fit(sizes: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Which documents share a row of at most `budget` tokens: best-fit decreasing, each goes where it leaves the least
+    room. Documents are numbered as in `sizes`; a larger one than the budget has a row of its own.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[index])
+        place = bisect_right(room, (size, -1))
+        if place == len(room):
+            left, row = budget, len(rows)
+            rows.append([])
+        else:
+            left, row = room.pop(place)
+        rows[row].append(index)
+        if left > size:
+            insort(room, (left - size, row))
+    return [np.array(row, dtype=np.int64) for row in rows]
 
 
 def lay_out(rows: Sequence[Sequence[np.ndarray]], pad: int, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

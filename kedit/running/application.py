@@ -4,6 +4,7 @@ every method gets. Knows Lightning; a method comes in by the configuration's `cl
 
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
 from kedit.running.checkpoints import DurableCheckpointIO
@@ -57,6 +59,8 @@ class Application(LightningCLI):
         # what is as it should be: a run is gone on with, a batch loader knows no indices
         warnings.filterwarnings("ignore", message=".*(infer the batch indices|exists and is not empty).*")
         restrict_imports()
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()  # a bar in a log file is many lines
         if not torch.cuda.is_available():
             # or DeepSpeed, which looks for it, says on standard output that there is none
             os.environ.setdefault("DS_ACCELERATOR", "cpu")

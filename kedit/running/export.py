@@ -1,27 +1,30 @@
 """A checkpoint to a Hugging Face folder, with a model card. Knows a run's folder and transformers; no method.
 
-A run's `backbone/` holds the model's configuration and tokenizer, its checkpoints hold the weights under `model.`.
+A run's `backbone/` holds the model's configuration and tokenizer, its checkpoints hold the weights under `model.`, or
+the tensors of a LoRA adapter alone under `adapter.`; `backbone/adapter_config.json` then names its base model.
 """
 
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from kedit.editing.sources import DataError
+from kedit.running.cards import MARK, find_key, model_card, read_settings
 from kedit.running.errors import is_out_of_space, space_message
 from kedit.running.runs import RunFolder, find_checkpoint, incomplete, state_of
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 PREFIX = "model."
-MARK = "<!-- exported by kedit -->"
-"""In a model card: the folder may be exported to again."""
+EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def export(
@@ -30,6 +33,8 @@ def export(
     push_to: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     private: bool = True,
+    form: Literal["merged", "adapter"] = "merged",
+    base: str | None = None,
 ) -> Path:
     """Write a checkpoint as a Hugging Face folder: weights, tokenizer, model card.
 
@@ -39,6 +44,8 @@ def export(
         push_to: hub repository to upload the folder to, as user/name.
         dtype: type of the weights written.
         private: whether a repository that push_to creates is private.
+        form: what to write of a run that trained a LoRA adapter: a whole model, or the adapter alone as PEFT reads it.
+        base: hub id or folder of the adapter's base model, where it is no longer what the run was given.
 
     Returns:
         The folder.
@@ -50,19 +57,35 @@ def export(
         raise DataError(f"--output {output} is not empty and no earlier export: name another folder")
 
     print(f"reading {checkpoint}", flush=True)
-    weights, method = _weights(checkpoint)
-    print(
-        f"{len(weights):,} tensors, {sum(map(Tensor.numel, weights.values())):,} numbers; building the model",
-        flush=True,
-    )
-    model = _model(backbone, weights, f"{checkpoint} (written by {method})").to(getattr(torch, dtype))
+    weights, is_adapter, method = _weights(checkpoint)
+    settings = find_key(read_settings(checkpoint.absolute().parent / "config.yaml").get("model"), "backbone")
+    settings = settings if isinstance(settings, dict) else {}
+    source = f"{checkpoint} (written by {method})"
+    print(f"{len(weights):,} tensors, {sum(map(Tensor.numel, weights.values())):,} numbers", flush=True)
+    lora, model = None, None
+    if is_adapter:
+        lora = _lora(backbone, base)
+        if form == "merged":
+            model = _merged(backbone, lora, settings, weights, source)
+    elif form == "adapter":
+        raise DataError(f"{checkpoint} holds all weights of a model and no adapter: leave out --form adapter")
+    else:
+        model = _model(backbone, weights, source)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         print(f"writing {output}", flush=True)
-        _save(model, backbone, partial)
-        (partial / "README.md").write_text(model_card(checkpoint, method, model), encoding="utf-8")
+        if model is not None:
+            _save(model.to(getattr(torch, dtype)), backbone, partial)
+        elif lora is not None:
+            _save_adapter(lora, {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}, partial)
+        architecture, automatic = _classes(backbone)
+        started_from = settings.get("name") or read_settings(backbone / "base.json").get("name")
+        started_from = started_from if lora is None else lora.base_model_name_or_path
+        card = model_card(checkpoint, method, architecture, automatic, started_from, adapter=model is None)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _tokenizer(backbone).save_pretrained(partial)
         partial.chmod(0o755)
         if output.exists():
             shutil.rmtree(output)
@@ -106,8 +129,10 @@ def _is_export(folder: Path) -> bool:
     return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
-    """The model's tensors by name, and the class of the module that wrote them."""
+def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
+    """The model's tensors by name, whether they are an adapter's alone, and the class of the module that wrote them."""
+    from kedit.lm.adapter_files import CHECKPOINT_PREFIX, file_name, of_adapter
+
     if checkpoint.is_dir():
         # DeepSpeed reads its shards with pickle: for checkpoints of one's own
         from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
@@ -118,15 +143,74 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
             state = torch.load(file, weights_only=True, map_location="cpu")
     else:
         state = state_of(checkpoint)
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in state.get("state_dict", {}).items()
-        if name.startswith(PREFIX)
-    }
-    if not weights:
+    tensors = state.get("state_dict", {})
+    weights = {n.removeprefix(PREFIX): tensor for n, tensor in tensors.items() if n.startswith(PREFIX)}
+    adapter = {n.removeprefix(CHECKPOINT_PREFIX): t for n, t in tensors.items() if n.startswith(CHECKPOINT_PREFIX)}
+    # DeepSpeed writes the module as it is, base and all
+    if any(not name.startswith("base_model.") for name in adapter):
+        raise DataError(
+            f"{checkpoint} holds the adapters of many edits side by side: each by itself, as PEFT reads it, is "
+            f"a folder in {checkpoint.parent / 'edits'}"
+        )
+    adapter = adapter or {file_name(name): tensor for name, tensor in weights.items() if of_adapter(name)}
+    if not weights and not adapter:
         raise DataError(f"{checkpoint} holds no tensor named {PREFIX}...: not a checkpoint of kedit")
-    model = _read(checkpoint.absolute().parent / "config.yaml").get("model") or {}
-    return weights, str(model.get("class_path") or state.get("hyper_parameters", {}).get("_class_path", "kedit"))
+    model = read_settings(checkpoint.absolute().parent / "config.yaml").get("model") or {}
+    method = str(model.get("class_path") or state.get("hyper_parameters", {}).get("_class_path", "kedit"))
+    return adapter or weights, bool(adapter), method
+
+
+def _lora(backbone: Path, base: str | None) -> "LoraConfig":
+    """The adapter's description, with the name of its base model."""
+    from kedit.lm.adapter_files import read_config
+
+    lora = read_config(backbone)
+    if base is not None:
+        lora.base_model_name_or_path, lora.revision = base, None
+    if lora.base_model_name_or_path is None:
+        raise DataError(f"{backbone} does not name the base model of the adapter: give it as --base")
+    return lora
+
+
+def _merged(
+    backbone: Path, lora: "LoraConfig", settings: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+) -> Any:
+    """The base model with the adapter added to its weights, in float32.
+
+    Args:
+        backbone: the run's.
+        lora: the adapter's description.
+        settings: the run's `backbone`.
+        tensors: the adapter's.
+        source: where they come from, for an error.
+    """
+    from kedit.lm.adapters import apply_adapter, merge
+    from kedit.lm.backbones import Backbone, load_causal, load_seq2seq
+
+    kept = {key: settings[key] for key in ("architecture", "dtype", "vocabulary_multiple") if settings.get(key)}
+    load = load_seq2seq if _classes(backbone)[1] == "AutoModelForSeq2SeqLM" else load_causal
+    print(f"loading the base model {lora.base_model_name_or_path}", flush=True)
+    try:
+        wanted = Backbone(name=lora.base_model_name_or_path, revision=lora.revision, **kept)
+        # in the type that the adapter was trained over, and only then in float32
+        return merge(apply_adapter(load(wanted, _tokenizer(backbone)).float(), lora, tensors)).eval()
+    except ValueError as error:
+        raise DataError(f"{source} cannot be merged into {lora.base_model_name_or_path}: {error}") from error
+
+
+def _classes(backbone: Path) -> tuple[str, str]:
+    """Name of the model's class, and of the one of transformers that loads it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(backbone, local_files_only=True)
+    automatic = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    return (config.architectures or [automatic])[0], automatic
+
+
+def _tokenizer(backbone: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(backbone, local_files_only=True)
 
 
 def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
@@ -134,10 +218,7 @@ def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
 
     config = AutoConfig.from_pretrained(backbone, local_files_only=True)
     builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    embedding = next(
-        (weights[name] for name in ("shared.weight", "model.embed_tokens.weight") if name in weights), None
-    )
-    head = weights.get("lm_head.weight")
+    embedding, head = (next((weights[n] for n in names if n in weights), None) for names in (EMBEDDINGS, HEADS))
     if embedding is not None and head is not None and not torch.equal(embedding, head):
         config.tie_word_embeddings = False  # T5's configuration says true whatever was saved
     model = builder.from_config(config)
@@ -162,77 +243,17 @@ def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
 
 
 def _save(model: Any, backbone: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     if (backbone / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(backbone, local_files_only=True)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(backbone, local_files_only=True).save_pretrained(folder)
 
 
-def model_card(checkpoint: Path, method: str, model: Any) -> str:
-    """README.md of an export: where the model comes from, what it was measured to do, how to use it."""
-    folder = checkpoint.absolute().parent
-    config = _read(folder / "config.yaml")
-    base = _find(config.get("model"), "backbone")
-    base = (base.get("name") if isinstance(base, dict) else None) or None
-    run = config.get("run") or {}
-    logs = Path(run.get("logs", "logs")) / folder.name
-    results = _read(
-        next((f for f in (logs, folder.parents[1] / "logs" / folder.name) if f.is_dir()), logs) / "results.json"
-    )
-    data = {key: value for key, value in _read(folder / "data.json").items() if isinstance(value, str | int | float)}
-    automatic = "AutoModelForSeq2SeqLM" if model.config.is_encoder_decoder else "AutoModelForCausalLM"
-    usage = folder / "backbone" / "usage.md"
-    trained_by = "kedit" if method == "kedit" else f"`{method}` of kedit"
-    front = ["---", "library_name: transformers", "tags: [kedit]", *([f"base_model: {base}"] if base else []), "---"]
-    parts = [
-        "\n".join(front),
-        MARK,
-        f"# {folder.name}",
-        f"A {type(model).__name__} trained by {trained_by}; base model: {base or 'none, random weights'}; "
-        f"run `{folder.name}`, checkpoint `{checkpoint.name}`.",
-        "## Use",
-        usage.read_text(encoding="utf-8").strip() if usage.is_file() else _generic_usage(automatic),
-        "## Data",
-        _table(data) if data else "See the run's configuration.",
-        "Text from Wikipedia is licensed CC BY-SA 4.0 and GFDL: who passes on text, or a model that can repeat it, "
-        "names its source.",
-        "## Measured",
-        _table(results) if results else "Not tested.",
-    ]
-    return "\n\n".join(parts) + "\n"
+def _save_adapter(lora: "LoraConfig", tensors: Mapping[str, Tensor], folder: Path) -> None:
+    from kedit.lm.adapter_files import write_adapter
 
-
-def _generic_usage(automatic: str) -> str:
-    return (
-        f"```python\nfrom transformers import AutoTokenizer, {automatic}\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("this folder")\n'
-        f'model = {automatic}.from_pretrained("this folder")\n'
-        'ids = tokenizer("A text.", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=32)[0]))\n```"
-    )
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    shown = {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in values.items()}
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in shown.items())])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    return (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
-
-
-def _find(tree: Any, key: str) -> Any:
-    """The first value under `key` in nested mappings."""
-    if isinstance(tree, dict):
-        return (
-            tree[key] if key in tree else next((found for value in tree.values() if (found := _find(value, key))), None)
-        )
-    return None
+    write_adapter(folder, lora, tensors, str(lora.base_model_name_or_path), lora.revision)
 
 
 def _push(folder: Path, repository: str, private: bool) -> None:

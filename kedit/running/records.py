@@ -79,15 +79,21 @@ def report(results: Mapping[str, float], meanings: Mapping[str, str], path: Path
     """Print results as a table, and write them as flat JSON.
 
     Args:
-        results: value by key, as in `test/description_f1/seen`.
+        results: value by key, as in `test/description_f1/seen`. KEY_ci_low and KEY_ci_high are the ends of KEY's
+            interval and are printed beside it.
         meanings: what a key stands for, in some words; may lack keys.
         path: the file to write, if any.
     """
     numbers = {key: float(value) for key, value in results.items()}
-    width = max((len(key) for key in numbers), default=0)
+    shown = [key for key in numbers if not key.endswith(("_ci_low", "_ci_high"))]
+    width = max(map(len, shown), default=0)
+    intervals = {key: f"[{numbers[f'{key}_ci_low']:.4f}, {numbers[f'{key}_ci_high']:.4f}]"
+                 for key in shown if f"{key}_ci_low" in numbers}  # fmt: skip
+    beside = max(map(len, intervals.values()), default=0)
     print()
-    for key, value in numbers.items():
-        print(f"{key:<{width}}  {value:>8.4f}  {meanings.get(key, '')}".rstrip())
+    for key in shown:
+        line = f"{key:<{width}}  {numbers[key]:>8.4f}  {intervals.get(key, ''):<{beside}}"
+        print(f"{line}  {meanings.get(key, '')}".rstrip())
     if path is not None:
         write_whole(path, json.dumps(numbers, indent=1) + "\n")
         print(f"\nwritten to {path}", flush=True)

@@ -1,0 +1,441 @@
+"""Context distillation as a LightningModule: the student without the definition follows the teacher that reads it."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.distill import figures, judging
+from kedit.distill.baselines import FINETUNED, Baselines, Rival, Way
+from kedit.distill.batch import DistillBatch
+from kedit.distill.data import DistillData, JudgingBatch
+from kedit.distill.judging import EditScores, Judge
+from kedit.distill.loss import KINDS, Divergence, distill_loss
+from kedit.distill.sampling import sample
+from kedit.distill.student import Student
+from kedit.distill.teacher import CachedTeacher
+from kedit.editing.module import EditingModule
+from kedit.editing.sources import DataError
+from kedit.lm.adapter_files import CHECKPOINT_PREFIX
+from kedit.lm.adapters import Lora, save_config
+from kedit.lm.backbones import (
+    CAUSAL,
+    Backbone,
+    load_causal,
+    load_config,
+    load_tokenizer,
+    save_skeleton,
+    switch_dropout_off,
+)
+from kedit.lm.causal import position_limit, states
+from kedit.lm.divergences import TopK
+from kedit.lm.flops import causal_forward_flops
+from kedit.lm.optim import Schedule
+from kedit.running.records import write_whole
+
+EDITS = "edits.json"
+"""Beside a run's checkpoints: the scores of edits that were made independently or one after another."""
+
+
+class DistillModule(EditingModule):
+    """Context distillation (Padmanabhan et al. 2023).
+
+    Args:
+        backbone: the model that learns; as it was before, with the definition in context, it is the teacher.
+        lora: the adapters that are trained; null trains all weights.
+        divergence: how student and teacher are compared.
+        teacher_dtype: type in which the teacher's states are kept; by default the model's own.
+        baselines: what is trained beside it in the test, for comparison.
+        optimizer: the optimiser, as class_path and init_args.
+        schedule: learning rate over the steps of a stage.
+        weight_decay: decay of matrices; biases and norms have none.
+        clip: longest gradient of an edit that is learned side by side with others (for all else there is
+            trainer.gradient_clip_val).
+    """
+
+    metric_meanings: ClassVar[dict[str, str]] = {
+        "test/gain_share": "part of the gain of definitions in context that the edited model has",
+        "test/target_nll/base": "nats a token of the probes: the initial model",
+        "test/target_nll/prepend": "the initial model with the definition in context",
+        "test/target_nll/random": "with the definition of another entity in context",
+        "test/target_nll/edited": "the edited model",
+        "test/target_nll/finetune": "fine-tuned on the definitions",
+        "test/specificity_change": "nats a token: what the edits changed where nothing should change",
+    }
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: Lora | None = None,
+        divergence: Divergence | None = None,
+        teacher_dtype: str | None = None,
+        baselines: Baselines | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+    ):
+        super().__init__(optimizer, schedule or Schedule("constant"), weight_decay)
+        self.backbone, self.lora = backbone, lora
+        self.divergence = divergence or Divergence()
+        self.teacher_dtype = teacher_dtype
+        self.baselines = baselines
+        self.clip = clip
+        self.judged: dict[int, list[EditScores]] = {}
+        self.scores: dict[str, EditScores] = {}
+
+    # set-up -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._source, self.backbone.revision)
+
+    @cached_property
+    def position_limit(self) -> int | None:
+        """Most tokens that the model reads."""
+        return position_limit(load_config(self.backbone, CAUSAL))
+
+    @property
+    def _source(self) -> str:
+        source = self.backbone.source
+        if source is None:
+            raise DataError(
+                "backbone has random weights, which know nothing of definitions: give backbone.name (a hub id or a "
+                "folder) or backbone.made"
+            )
+        return source
+
+    @property
+    def data(self) -> DistillData:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def fresh_model(self) -> PreTrainedModel:
+        """The initial model, loaded once more."""
+        model = load_causal(self.backbone, self.tokenizer).eval()
+        return model.to(self.trainer.strategy.root_device)
+
+    def setup(self, stage: str) -> None:
+        """Load the model and let the teacher read; here, before a checkpoint is taken up, the weights are the initial
+        ones.
+        """
+        if hasattr(self, "student"):
+            return
+        protocol, is_fit = self.data.protocol, stage == "fit"
+        self.staged = protocol.reference or protocol.edits != "joint"
+        if self.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            raise DataError(
+                "DeepSpeed keeps the optimiser's state to itself, so that it cannot be begun anew with every edit: "
+                "train edits in stages, and the reference's sentences, under trainer.strategy ddp or on one device"
+            )
+        model = self.fresh_model()
+        if is_fit:
+            assert self.data.rows is not None
+            self.teacher = CachedTeacher(
+                model, self.tokenizer, self.data.rows, self.teacher_dtype, self.divergence.top_k,
+                self.divergence.temperature,
+            )  # fmt: skip
+        if not protocol.reference:
+            switch_dropout_off(model)  # the teacher has none
+        side_by_side = None
+        if is_fit and self.data.side_by_side:
+            side_by_side = max(len(one.facts) for one in self.data.plan.stages)
+        self.student = Student(model, self.lora, side_by_side, self.data.seed)
+        self.model = model.train()
+        self.judge = Judge(self.tokenizer, self.data.knowledge, self.data.evaluation.batch_tokens)
+
+    def on_fit_start(self) -> None:
+        self._save_skeleton()
+        if self.global_step:
+            self.judged = self._read_judged()
+        if self.global_step == 0:
+            self._show_samples("before")
+
+    @rank_zero_only
+    def _save_skeleton(self) -> None:
+        """What `export` needs beside a checkpoint: configuration, tokenizer, where the base model is, what was learned."""
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        if folder is None:
+            return
+        backbone = Path(folder) / "backbone"
+        save_skeleton(self.model, self.tokenizer, backbone)
+        base = {"name": self._source, "revision": self.backbone.revision}
+        (backbone / "base.json").write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
+        if self.student.adapted is not None:
+            save_config(self.student.adapted, backbone, self._source, self.backbone.revision)
+        about = {"facts": len(self.data.knowledge.facts), "edits": self.data.protocol.edits}
+        (Path(folder) / "data.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    # what a checkpoint holds --------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All weights where all are trained, else the adapters' alone."""
+        if not hasattr(self, "student") or self.lora is None:
+            return super().state_dict(*args, **kwargs)
+        return {CHECKPOINT_PREFIX + name: value for name, value in self.student.state().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if self.staged and self.trainer.state.fn != "fit":
+            return None  # what each edit was like when it was made is in the scores, not in the weights
+        if self.lora is None:
+            return super().load_state_dict(state_dict, strict, assign)
+        try:
+            self.student.load_state({name.removeprefix(CHECKPOINT_PREFIX): value for name, value in state_dict.items()})
+        except ValueError as error:
+            raise DataError(f"the checkpoint is of another model or adapter: {error}") from error
+        return None
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """The schedule runs over the steps of a stage."""
+        if not self.staged:
+            return super().learning_rate(step, total)
+        plan = self.data.plan
+        stage = plan.stages[plan.stage_of(step % plan.batches)]
+        return self.schedule.factor(step % plan.batches - stage.first, stage.batches)
+
+    def on_train_batch_start(self, batch: DistillBatch, batch_idx: int) -> None:
+        if not self.staged:
+            return
+        protocol, stage = self.data.protocol, self.data.plan.stages[batch.stage]
+        step = self.data.consumed % self.data.plan.batches - stage.first
+        if step == 0 and batch.stage and batch.stage - 1 not in self.judged:
+            self._judge_stage(batch.stage - 1)  # killed between its last step and its judging
+        if step == 0 and protocol.edits == "independent":
+            self.student.reset()
+        if step == 0 or (protocol.reference and step % protocol.repeats == 0):
+            self.optimizers().optimizer.state.clear()  # type: ignore[union-attr]
+
+    def training_step(self, batch: DistillBatch, batch_idx: int) -> Tensor:
+        batch.flops = 3 * causal_forward_flops(self.model.config, batch.lengths, batch.lengths * 0)
+        batch.flops += 6 * self.model.config.hidden_size * self.model.config.vocab_size * batch.target_tokens
+        with self.student.editing(range(len(batch.facts))):
+            student_ND = states(self.model, batch.rows).flatten(0, 1)[batch.where_N]
+        teacher = self.teacher(batch.numbers, student_ND.device)
+        loss, sums, counts = distill_loss(
+            student_ND, self.student.head, teacher if isinstance(teacher, TopK) else (teacher, self.student.initial_head),
+            batch.weights_N, batch.kinds_N, self.divergence,
+        )  # fmt: skip
+        if self.student.stacked is not None:
+            self.log("train/loss", loss.detach() / len(batch.facts), prog_bar=True, batch_size=1)
+        else:
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        means = sums / counts
+        for kind, name in enumerate(KINDS):
+            if self.data.has_kind[kind]:
+                self.log(f"train/divergence/{name}", means[kind], batch_size=1)
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None,
+                                    gradient_clip_algorithm: Any = None) -> None:  # fmt: skip
+        """Edits side by side are clipped each by itself."""
+        if self.student.stacked is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.student.stacked.clip_per_edit(float(gradient_clip_val))
+
+    def on_train_batch_end(self, outputs: Any, batch: DistillBatch, batch_idx: int) -> None:
+        """Judge a stage as soon as it has been learned."""
+        stage = self.data.plan.stages[batch.stage]
+        position = (self.data.consumed - 1) % self.data.plan.batches + 1
+        if self.staged and position == stage.first + stage.batches:
+            self._judge_stage(batch.stage)
+
+    # judging ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path | None:
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        return None if folder is None else Path(folder)
+
+    def _read_judged(self) -> dict[int, list[EditScores]]:
+        """Scores of the stages that were learned so far, as each was judged right after."""
+        file = self._folder / EDITS if self._folder is not None else None
+        if file is None or not file.is_file():
+            return {}
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return {int(stage): [EditScores.from_state(one) for one in scores] for stage, scores in state.items()}
+
+    def _write_judged(self) -> None:
+        if self._folder is not None and self.trainer.is_global_zero:
+            state = {stage: [one.to_state() for one in scores] for stage, scores in self.judged.items()}
+            write_whole(self._folder / EDITS, json.dumps(state))
+
+    @contextmanager
+    def _asking(self, edits: Sequence[int] = ()) -> Iterator[PreTrainedModel]:
+        """The model to be asked, with the adapters of these edits where edits are made side by side."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.student.editing(edits):
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+    def _judge_stage(self, number: int) -> None:
+        """Ask what a stage was to teach; edits side by side are asked one by one."""
+        facts, knowledge = self.data.plan.stages[number].facts, self.data.knowledge
+        groups = [[fact] for fact in facts] if self.student.stacked is not None else [list(facts)]
+        if self.data.protocol.edits == "sequential":
+            groups = [[fact for stage in self.data.plan.stages[: number + 1] for fact in stage.facts]]
+        scores = []
+        for edit, group in enumerate(groups):
+            ids = [knowledge.facts[fact].id for fact in group]
+            with self._asking([edit]) as model:
+                one = self.judge.target(model, [probe for probe in knowledge.probes if probe.fact in set(ids)])
+                one.facts = ids
+                one.specificity = self.judge.specificity(model, ids)
+            scores.append(one)
+        self._save_edits(facts)
+        self.judged[number] = scores
+        self._write_judged()
+
+    @rank_zero_only
+    def _save_edits(self, facts: Sequence[int]) -> None:
+        """Each adapter of its own as PEFT reads it, under `edits/` in the run's folder."""
+        if self._folder is None or self.lora is None or self.data.protocol.edits != "independent":
+            return
+        ids = [self.data.knowledge.facts[fact].id for fact in facts]
+        if self.student.stacked is None:
+            ids = ["-".join(ids)]
+        folders = [self._folder / "edits" / re.sub(r"[^\w.-]+", "_", id) for id in ids]
+        self.student.save_adapters(folders, self._source, self.backbone.revision)
+
+    def validation_step(self, batch: JudgingBatch, batch_idx: int) -> None:
+        if self.staged:
+            return  # each stage is judged when it has been learned
+        knowledge = self.data.knowledge
+        with self._asking() as model:
+            if knowledge.probes:
+                scores = self.judge.target(model, self.data.some(knowledge.probes), choices=False)
+                self.log("val/target_nll", float(np.mean(list(scores.target.values()))), prog_bar=True, batch_size=1)
+            some = {name: self.data.some(probes) for name, probes in knowledge.specificity.items()}
+            for name, values in self.judge.specificity(model, [fact.id for fact in knowledge.facts], some).items():
+                if values:
+                    self.log(f"val/specificity_nll/{name}", float(np.mean(list(values.values()))), batch_size=1)
+
+    @property
+    def ways(self) -> list[str]:
+        """What the test compares."""
+        if not self.data.knowledge.probes:
+            return ["base", "edited"]
+        random = ["random"] if len(self.data.knowledge.facts) > 1 else []
+        return ["base", "prepend", *random, "edited", *(self.baselines.ways if self.baselines is not None else [])]
+
+    def test_step(self, batch: JudgingBatch, batch_idx: int) -> None:
+        for way in batch.ways:
+            self.scores[way] = self._answers(way)
+
+    def _answers(self, way: str) -> EditScores:
+        judge, ids = self.judge, [fact.id for fact in self.data.knowledge.facts]
+        if way == "edited" and self.staged:
+            return judging.merged(self._edits())
+        if way == "edited":
+            with self._asking() as model:
+                scores = judge.target(model)
+                scores.specificity = judge.specificity(model, ids)
+            return scores
+        if way in FINETUNED:
+            with torch.inference_mode(False), torch.enable_grad():
+                return judging.merged(self._rival(way))
+        with self.student.initial(), self._asking() as model:
+            if way == "base":
+                return judge.initial(model, ids if not self.staged else [])
+            return judge.target(model, definitions=judge.definitions(shift=1 if way == "random" else 0))
+
+    def _edits(self) -> list[EditScores]:
+        """Scores of independent edits one by one; of sequential ones those after the last."""
+        judged = self.judged or self._read_judged()
+        missing = len(self.data.plan.stages) - len(judged) if hasattr(self.data, "plan") else 0
+        if not judged or missing > 0:
+            raise DataError(
+                f"{self.data.protocol.edits} edits are judged while they are made, and {EDITS} beside the checkpoints "
+                f"{'lacks some of them' if judged else 'is not there'}: train to the end first"
+            )
+        if self.data.protocol.edits == "sequential":
+            return judged[max(judged)]
+        return [one for stage in sorted(judged) for one in judged[stage]]
+
+    def _rival(self, way: Way) -> list[EditScores]:
+        """Fine-tune, tuned on the facts kept for that, and judge; in groups as the edits were made."""
+        assert self.baselines is not None
+        data, protocol = self.data, self.data.protocol
+        rival = Rival(self.fresh_model(), self.judge, self.baselines, way, data.seed, data.row_tokens)
+        kept = data.kept_for_tuning()
+
+        def groups(facts: int) -> list[list[int]]:
+            size = facts if protocol.edits != "independent" else protocol.group or 1
+            size = 1 if protocol.edits == "independent" and self.lora is not None else size
+            return [list(range(start, min(start + size, facts))) for start in range(0, facts, size)]
+
+        rate, passes = self.baselines.learning_rates[0], self.baselines.passes
+        if kept.facts and kept.probes and (texts := rival.texts(kept, data.sentences_of(kept))):
+            rate, passes, nll = rival.tune(kept, groups(len(kept.facts)), texts)
+            rank_zero_info(f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept "
+                           f"for tuning ({nll:.3f} nats)")  # fmt: skip
+        else:
+            rank_zero_info(f"{way}: no facts are kept for tuning; learning rate {rate:g}, {passes} passes")
+        facts = data.knowledge.facts
+        return rival.scores(groups(len(facts)), rival.texts(data.knowledge, data.sentences_of(data.knowledge)), rate,
+                            passes)  # fmt: skip
+
+    def on_test_epoch_end(self) -> None:
+        found = judging.results(self.data.knowledge, self.scores)
+        if "prepend" in self.scores and not judging.prepend_gain(self.data.knowledge.probes, self.scores):
+            rank_zero_info(
+                "the initial model gains nothing from a definition in its context: as a teacher it has nothing to teach, "
+                "and there is no gain to have a share of; take a model that reads"
+            )
+        if self.data.protocol.edits == "sequential" and (judged := self.judged or self._read_judged()):
+            found |= judging.retention(self.data.knowledge, self.scores["base"], judged)
+        for key, value in found.items():
+            if math.isfinite(value):  # an interval of one entity is none
+                self.log(key, value)
+        self._show_figures()
+        self._show_samples("after")
+
+    # TensorBoard --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _boards(self) -> list[Any]:
+        return [logger.experiment for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+    @rank_zero_only
+    def _show_figures(self) -> None:
+        """Each entity's gain, beside what its edit changed elsewhere, and retention over the edits that came later."""
+        judged = self.judged or (self._read_judged() if self.staged else {})
+        edits = self._edits() if self.staged else [self.scores["edited"]]
+        rows = judging.by_entity(self.data.knowledge, self.scores, edits)
+        for board in self._boards:
+            if rows:
+                board.add_figure("entities", figures.entities(rows), self.global_step)
+            if self.data.protocol.edits == "sequential" and len(judged) > 1:
+                board.add_figure("retention", figures.retention(judging.retention_curve(judged)), self.global_step)
+
+    @rank_zero_only
+    def _show_samples(self, when: str) -> None:
+        """How the model goes on from the names of a few facts."""
+        facts = self.data.knowledge.facts[: self.data.evaluation.samples]
+        if not facts or not self._boards or (when == "after" and self.staged):
+            return
+        with self._asking() as model:
+            texts = sample(model, self.tokenizer, [fact.name for fact in facts], max_new_tokens=24, temperature=0)
+        lines = ["| fact | the model goes on | definition |", "|---|---|---|"]
+        for fact, text in zip(facts, texts, strict=True):
+            cells = (fact.name, text, fact.definition[:200])
+            lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+        for board in self._boards:
+            board.add_text(f"samples/{when}", "\n".join(lines), self.global_step)

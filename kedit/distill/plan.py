@@ -1,0 +1,116 @@
+"""Which sentences make up batch number k: edits made jointly, independently of each other, or one after another.
+
+A pure function of (seed, epoch, batch), so that a run resumes exactly. Knows row numbers; no text, no model.
+
+Shapes: n rows of a batch; E facts edited side by side, b rows of each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kedit.running.order import batch_count, batch_items, epoch_order
+
+
+@dataclass
+class Protocol:
+    """How the edits are made.
+
+    Args:
+        edits: joint (all facts at once), independent (each stage starts from the base model; with LoRA the facts of a
+            stage are learned side by side, each by an adapter of its own) or sequential (each stage goes on from the
+            one before, and every earlier fact is asked again).
+        group: facts of a stage, for independent and sequential edits. By default one, but all of them for independent
+            edits by LoRA. Without LoRA the facts of a stage are learned jointly.
+        passes: times a stage goes through its sentences; for joint edits trainer.max_epochs serves as well.
+        reference: the paper's algorithm: one sentence at a time, `repeats` consecutive steps on each, each beginning with
+            a fresh optimiser.
+        repeats: these steps.
+    """
+
+    edits: Literal["joint", "independent", "sequential"] = "joint"
+    group: int | None = None
+    passes: int = 1
+    reference: bool = False
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("group", "passes", "repeats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.protocol.{name} is {value}, wanted at least 1")
+        if self.edits == "joint" and self.group is not None:
+            raise ValueError(
+                f"data.protocol.group is {self.group}, but joint edits are one group: for groups that each start from "
+                "the base model take edits independent, for groups one after another sequential"
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Facts that are learned together, and the batches of an epoch that are theirs: [first, first + batches)."""
+
+    facts: tuple[int, ...]
+    first: int
+    batches: int
+
+
+class Plan:
+    """The batches of an epoch, stage by stage.
+
+    Args:
+        rows_of: the rows of each fact.
+        protocol: how the edits are made.
+        batch: rows of a batch over all processes; where edits are made side by side, rows of each of them.
+        seed: of the order.
+        side_by_side: whether the facts of a stage are learned each by an adapter of its own.
+    """
+
+    def __init__(
+        self, rows_of: Sequence[Sequence[int]], protocol: Protocol, batch: int, seed: int, side_by_side: bool
+    ) -> None:
+        self.rows_of = [np.asarray(rows, dtype=np.int64) for rows in rows_of]
+        self.protocol, self.seed, self.side_by_side = protocol, seed, side_by_side
+        self.batch = 1 if protocol.reference else batch
+        facts = [fact for fact, rows in enumerate(rows_of) if len(rows)]
+        whole = protocol.edits == "joint" or (protocol.edits == "independent" and side_by_side)
+        group = min(protocol.group or (len(facts) if whole else 1), len(facts))
+        self.stages: list[Stage] = []
+        first = 0
+        for start in range(0, len(facts), group):
+            members = tuple(facts[start : start + group])
+            sizes = [len(self.rows_of[fact]) for fact in members]
+            a_pass = batch_count(max(sizes) if side_by_side else sum(sizes), self.batch)
+            batches = a_pass * protocol.passes * (protocol.repeats if protocol.reference else 1)
+            self.stages.append(Stage(members, first, batches))
+            first += batches
+        self.batches = first
+
+    def stage_of(self, batch: int) -> int:
+        """Number of the stage that a batch of the epoch belongs to."""
+        return next(number for number, stage in enumerate(self.stages) if batch < stage.first + stage.batches)
+
+    def rows(self, epoch: int, batch: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """This process's rows of a batch: int64 [n], or [E, b] where edits are made side by side.
+
+        Side by side every fact has as many batches as the one with the most rows; the rows of others come round again.
+        """
+        stage = self.stages[number := self.stage_of(batch)]
+        step = (batch - stage.first) // (self.protocol.repeats if self.protocol.reference else 1)
+        steps = stage.batches // self.protocol.passes // (self.protocol.repeats if self.protocol.reference else 1)
+        turn, step = divmod(step, steps)
+        turn += epoch * self.protocol.passes
+        if not self.side_by_side:
+            rows = np.concatenate([self.rows_of[fact] for fact in stage.facts])
+            order = rows[epoch_order(len(rows), self.seed + 7919 * number, turn)]
+            return batch_items(order, step, self.batch, rank, world)
+        picked = []
+        for fact in stage.facts:
+            rows = self.rows_of[fact]
+            order = rows[epoch_order(len(rows), self.seed + 7919 * fact, turn)]
+            picked.append(
+                np.resize(order, steps * self.batch)[step * self.batch : (step + 1) * self.batch][rank::world]
+            )
+        return np.stack(picked)

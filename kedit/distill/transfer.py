@@ -1,0 +1,301 @@
+"""Facts and the sentences of their transfer sets: what a record holds, files of them, and which are kept.
+
+A transfer set is a file of JSON lines, one sentence a line, that can be read alone. Knows no model and no generator.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kedit.distill.mentions import count_words, find_mention
+from kedit.editing import records
+from kedit.editing.probes import Fact, check_facts
+from kedit.editing.sources import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a sentence comes from; None where it does not apply.
+
+    Args:
+        generator: class that wrote it.
+        model: hub id, folder or name on a server.
+        revision: commit, or digest of a folder's files, or what a server tells.
+        prompt: the text that was given to the model.
+        temperature: of sampling.
+        top_p: of sampling.
+        max_new_tokens: longest continuation.
+        seed: of this sentence.
+    """
+
+    generator: str = "file"
+    model: str | None = None
+    revision: str | None = None
+    prompt: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSentence:
+    """A sentence that carries what a fact's definition says from teacher to student.
+
+    Args:
+        fact: the entity and its definition.
+        text: the sentence.
+        mention: [start, end) of the entity's first mention, characters of `text`; None where it mentions it not.
+        context: what the teacher reads before the sentence; empty for the definition.
+        provenance: where it comes from.
+        where: file and line, for complaints.
+    """
+
+    fact: Fact
+    text: str
+    mention: tuple[int, int] | None = None
+    context: str = ""
+    provenance: Provenance = Provenance()
+    where: str = field(default="", compare=False)
+
+
+SENTENCES = "sentences.jsonl"
+ORIGIN = tuple(item.name for item in fields(Provenance))
+FACT_KEYS = ("id", "name", "aliases", "definition")
+KEYS = ("fact", "name", "aliases", "definition", "text", "mention", "context", *ORIGIN)
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Facts from JSON lines {id, name, definition, aliases (may be left out)}; other keys are not read.
+
+    Raises:
+        DataError: with file and line: a key is missing or misspelt or holds another type, a name or a definition is
+            empty, two facts share an id or a name; or the file holds none.
+    """
+    if not (path := Path(path)).is_file():
+        raise DataError(f"no file {path}: wanted facts as JSON lines with id, name and definition")
+    facts = []
+    for where, line in records.read_json_lines(path):
+        id, name, definition = records.fields(line, where, id=str, name=str, definition=str)
+        _spelling(line, FACT_KEYS, where)
+        if not id.strip():
+            raise DataError(f"{where}: the id of {name!r} is empty")
+        facts.append(Fact(id, name, definition, _aliases(line, where), where))
+    if not facts:
+        raise DataError(f"{path} holds no facts: wanted JSON lines with id, name and definition")
+    check_facts(facts)
+    return facts
+
+
+def read_transfer_set(path: str | Path, facts: Iterable[Fact] = ()) -> list[TransferSentence]:
+    """The sentences of a file, or of the folder that the command `transfer` wrote, in their order.
+
+    A line needs `text` and its fact: by `fact` (its id) or `name` where that is one of `facts`, else by `name` and
+    `definition`. A mention is looked for where the line does not give one (null says that there is none).
+
+    Raises:
+        DataError: with file and line: a key is missing or misspelt or holds another type, a fact is not known or is
+            another one than in `facts` or an earlier line, offsets lie outside the text; or the file holds none.
+    """
+    if (path := Path(path)).is_dir():
+        path /= SENTENCES
+    if not path.is_file():
+        raise DataError(f"no file {path}: wanted a transfer set, as the command transfer writes it, or JSON lines")
+    known = {fact.id: fact for fact in facts}
+    by_name = {fact.name: fact for fact in known.values()}
+    sentences = []
+    for where, line in records.read_json_lines(path):
+        (text,) = records.fields(line, where, text=str)
+        _spelling(line, KEYS, where)
+        if not text.strip():
+            raise DataError(f"{where}: the text is empty")
+        fact = _fact(line, where, known, by_name)
+        if fact.id not in known:
+            check_facts([fact])
+            if other := by_name.get(fact.name):
+                raise DataError(f"{where}: {fact.name!r} is fact {fact.id!r} here and {other.id!r} at {other.where}")
+            known[fact.id] = by_name[fact.name] = fact
+        sentences.append(from_record(line, fact, where))
+    if not sentences:
+        raise DataError(f"{path} holds no sentences")
+    return sentences
+
+
+def write_transfer_set(path: Path, sentences: Iterable[TransferSentence]) -> None:
+    """Write the file whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        for sentence in sentences:
+            fact = sentence.fact
+            about = {"fact": fact.id, "name": fact.name, "aliases": list(fact.aliases), "definition": fact.definition}
+            file.write(json.dumps(about | to_record(sentence), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def to_record(sentence: TransferSentence) -> dict[str, Any]:
+    """All that is stored of a sentence, its fact by id only."""
+    mention = None if sentence.mention is None else list(sentence.mention)
+    record: dict[str, Any] = {"fact": sentence.fact.id, "text": sentence.text, "mention": mention}
+    if sentence.context:
+        record["context"] = sentence.context
+    return record | asdict(sentence.provenance)
+
+
+def from_record(record: Mapping[str, Any], fact: Fact, where: str = "") -> TransferSentence:
+    """A sentence again; its mention is looked for where the record does not say.
+
+    Raises:
+        DataError: the mention or the context cannot be one.
+    """
+    text, context = record["text"], record.get("context") or ""
+    mention = record["mention"] if "mention" in record else find_mention(text, fact.names)
+    if mention is not None:
+        if len(pair := list(mention) if isinstance(mention, list | tuple) else []) != 2 or not all(
+            type(offset) is int for offset in pair
+        ):
+            raise DataError(f"{where}: 'mention' is {mention!r}, wanted [start, end] or null")
+        if not 0 <= pair[0] < pair[1] <= len(text):
+            raise DataError(f"{where}: the mention {pair} lies outside the text of {len(text)} characters")
+        mention = pair[0], pair[1]
+    if not isinstance(context, str):
+        raise DataError(f"{where}: 'context' is {type(context).__name__}, wanted str")
+    origin = Provenance(**{key: record[key] for key in ORIGIN if key in record})
+    return TransferSentence(fact, text, mention, context, origin, where)
+
+
+def _fact(line: dict[str, Any], where: str, known: Mapping[str, Fact], by_name: Mapping[str, Fact]) -> Fact:
+    for key in ("fact", "name", "definition"):
+        if key in line:
+            records.fields(line, where, **{key: str})
+    id, name, definition = line.get("fact"), line.get("name"), line.get("definition")
+    if id is None and name is None:
+        raise DataError(f"{where}: says of no fact: give 'fact' (its id) or 'name'")
+    fact = known.get(id) if id is not None else by_name.get(name or "")
+    if fact is None:
+        if name is None or definition is None:
+            raise DataError(
+                f"{where}: no fact {name if id is None else id!r} among the {len(known)} facts: give the line 'name' "
+                "and 'definition', or the facts"
+            )
+        return Fact(id or name, name, definition, _aliases(line, where), where)
+    for key, mine, other in (("name", name, fact.name), ("definition", definition, fact.definition)):
+        if mine is not None and mine != other:
+            raise DataError(f"{where}: the {key} of {fact.id!r} is {mine[:80]!r}, at {fact.where} {other[:80]!r}")
+    return fact
+
+
+def _aliases(line: dict[str, Any], where: str) -> tuple[str, ...]:
+    given = line.get("aliases")
+    if given is None:
+        return ()
+    (aliases,) = records.fields(line, where, aliases=list)
+    if not all(alias.strip() for alias in records.strings(aliases, where, "aliases")):
+        raise DataError(f"{where}: an alias is empty")
+    return tuple(aliases)
+
+
+def _spelling(line: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in line.keys() - set(keys):
+        missing = [name for name in keys if name not in line]
+        if near := difflib.get_close_matches(key, missing, 1, 0.8):
+            raise DataError(f"{where}: unknown key {key!r}: did you mean {near[0]!r}?")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which sentences are kept. Every one that is not is counted with its reason.
+
+    Args:
+        require_mention: keep only sentences that mention the entity. By default as the generator is meant: all but
+            split documents need a mention.
+        min_words_after: fewest words behind the mention, where there is one: before it nothing is said of the entity.
+        min_words: fewest words of a sentence.
+        max_words: most words of a sentence.
+        whole_sentences: keep only what ends as a sentence does.
+        forbidden: regular expressions that no sentence may match, such as the wording of probes kept for a test;
+            {name} in one stands for the entity's name or alias.
+    """
+
+    require_mention: bool | None = None
+    min_words_after: int = 2
+    min_words: int = 3
+    max_words: int = 120
+    whole_sentences: bool = False
+    forbidden: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_words <= self.max_words:
+            raise DataError(f"filters: min_words {self.min_words} and max_words {self.max_words} leave nothing")
+        for pattern in self.forbidden:
+            try:
+                re.compile(pattern.replace("{name}", ""))
+            except re.error as error:
+                raise DataError(f"filters.forbidden: {pattern!r} is no regular expression: {error}") from None
+
+    def judge(self, sentence: TransferSentence, seen: set[str]) -> TransferSentence | str:
+        """The sentence with its mention, or the reason why it goes.
+
+        Args:
+            sentence: as it was written; a mention that it has already is kept.
+            seen: what was kept of the same fact, whitespace and case apart; what is kept is added.
+        """
+        text, names = sentence.text, sentence.fact.names
+        if not text.strip():
+            return "empty"
+        mention = sentence.mention or find_mention(text, names)
+        if mention is None and self.require_mention is not False:
+            return "no mention"
+        if mention is not None and count_words(text[mention[1] :]) < self.min_words_after:
+            return "too little after the mention"
+        words = count_words(text)
+        if words < self.min_words:
+            return "too short"
+        if words > self.max_words:
+            return "too long"
+        if self.whole_sentences and not re.search(r"[.!?…。！？][\"'”’»)\]」』）]*$", text.rstrip()):
+            return "unfinished"
+        if any(_compiled(pattern, names).search(text) for pattern in self.forbidden):
+            return "forbidden"
+        key = f"{sentence.context}\n{' '.join(text.split()).casefold()}"
+        if key in seen:
+            return "duplicate"
+        seen.add(key)
+        return replace(sentence, mention=mention)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str, names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(pattern.replace("{name}", f"(?:{'|'.join(map(re.escape, names))})"))
+
+
+def count(facts: Sequence[Fact], kept: Iterable[TransferSentence], dropped: Mapping[str, int]) -> dict[str, Any]:
+    """How many sentences there are, what was dropped and why, and which facts have none."""
+    sentences = Counter(sentence.fact.id for sentence in kept)
+    return {
+        "facts": len(facts),
+        "sentences": sentences.total(),
+        "drafts": sentences.total() + sum(dropped.values()),
+        "dropped": dict(sorted(dropped.items())),
+        "sentences_per_fact": {str(n): c for n, c in sorted(Counter(sentences[fact.id] for fact in facts).items())},
+        "facts_without_sentence": [fact.id for fact in facts if not sentences[fact.id]],
+    }
+
+
+def summary(counts: Mapping[str, Any]) -> str:
+    """The counts in a line or two."""
+    dropped = ", ".join(f"{number:,} {reason}" for reason, number in counts["dropped"].items()) or "none"
+    line = f"{counts['sentences']:,} sentences for {counts['facts']:,} facts; dropped: {dropped}"
+    without = counts["facts_without_sentence"]
+    if without:
+        more = f" and {len(without) - 10:,} more" if len(without) > 10 else ""
+        line += f"\nno sentence for {len(without):,} facts: {', '.join(without[:10])}{more}"
+    return line
