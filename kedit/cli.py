@@ -9,10 +9,10 @@ PROGRAM = "python -m kedit"
 
 
 def train(command: str, arguments: Sequence[str]) -> None:
+    from kedit.running.application import Application  # isort: skip  before DeepSpeed is imported
     import kedit.distill
     import kedit.kilm  # noqa: F401  short class names resolve
     from kedit.editing.module import EditingModule
-    from kedit.running.application import Application
 
     Application(EditingModule, command, arguments)
 

@@ -172,6 +172,7 @@ class Rival:
         judged, facts = [], self.judge.knowledge.facts
         for group in groups:
             texts = [text for fact in group for text in texts_of[fact]]
+            self.student.reset()  # also where there is nothing to train on
             for _ in self._train(texts, learning_rate, passes) if texts else ():
                 pass
             ids = [facts[fact].id for fact in group]

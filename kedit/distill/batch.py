@@ -20,7 +20,7 @@ class DistillBatch:
     """What the student reads, and which of its predictions the teacher is asked for.
 
     Args:
-        rows: the student's input: packed sentences; one sentence a row, edit by edit, where edits are made side by side.
+        rows: the student's input: packed sentences; where edits are made side by side, one a row, edit by edit.
         where_N: scored positions in the flattened [B * L] rows.
         numbers: rows of the transfer set in the order of `where_N`: the order in which the teacher gives its states.
         weights_N: what each position weighs in the loss, normalised.

@@ -15,7 +15,7 @@ from kedit.distill.made import MadeTransfer
 from kedit.distill.plan import Plan, Protocol
 from kedit.distill.regularise import Regularisation
 from kedit.distill.rows import Kind, Positions, Sentence, Template, TransferRows, make_rows
-from kedit.distill.transfer import SENTENCES, TransferSentence, read_facts, read_transfer_set
+from kedit.distill.transfer import Filters, TransferSentence, read_facts, read_transfer_set
 from kedit.editing.probes import Knowledge, KnowledgeSource, Probe, check_facts
 from kedit.editing.sources import DataError
 from kedit.running.batches import Batches
@@ -65,7 +65,7 @@ class DistillData(ResumableData):
         sentences: most sentences of a fact.
         regularisation: text on which the model is to stay as it was.
         batch_sentences: sentences of a step over all devices; of each edit where they are made side by side.
-        row_tokens: most tokens of a packed row.
+        row_tokens: most tokens of a packed row; what the model reads where that is less.
         most_facts: learn only the first so many facts.
         evaluation: what is asked.
         num_workers: processes that prepare batches.
@@ -104,7 +104,9 @@ class DistillData(ResumableData):
         self.source, self.facts_file, self.transfer = source, facts, transfer
         self.make = make
         if make is None and transfer is None:
-            self.make = MadeTransfer(SourceSentences(), None)
+            # where all tokens are scored, a sentence need not mention its entity
+            every = Filters(require_mention=False, min_words_after=0, min_words=1)
+            self.make = MadeTransfer(SourceSentences(), None, every if positions == "all" else None)
         self.protocol = protocol or Protocol()
         self.template = template or Template()
         self.positions, self.sentences = positions, sentences
@@ -130,6 +132,7 @@ class DistillData(ResumableData):
             knowledge = self.source.load()
         else:
             knowledge = Knowledge(read_facts(Path(str(self.facts_file))), [])
+        self.named = [*knowledge.facts, *knowledge.validation_facts]  # a transfer set may be of more than is learned
         if self.evaluation.learn == "validation":
             if not knowledge.validation_facts:
                 raise DataError("data.evaluation.learn is validation, but the source keeps no facts for tuning")
@@ -170,6 +173,7 @@ class DistillData(ResumableData):
         sentences = self.edit_sentences(place)
         if self.regularisation.wanted:
             sentences += self.regularisation.sentences(self.knowledge, sentences, self.module.backbone, self.seed)
+        self.given = sentences
         self.rows = make_rows(
             self.tokenizer, sentences, self.template, self.positions, self.module.position_limit,
             self.knowledge.facts, self.protocol.reference,
@@ -197,12 +201,13 @@ class DistillData(ResumableData):
 
     def _check_plan(self) -> None:
         trainer = self.trainer
-        if trainer is None or (len(self.plan.stages) == 1 and not self.protocol.reference):
+        if trainer is None or (self.protocol.edits == "joint" and not self.protocol.reference):
             return
         if trainer.max_epochs != 1:
+            what = "the reference's edits" if self.protocol.reference else f"{self.protocol.edits} edits"
             raise DataError(
-                f"{len(self.plan.stages)} {self.protocol.edits} edits are one epoch: set trainer.max_epochs 1 (it is "
-                f"{trainer.max_epochs}) and data.protocol.passes to how often each goes through its sentences"
+                f"{what} are one epoch: set trainer.max_epochs 1 (it is {trainer.max_epochs}) and data.protocol.passes "
+                "to how often each goes through its sentences"
             )
         if trainer.accumulate_grad_batches != 1:
             raise DataError(
@@ -228,13 +233,9 @@ class DistillData(ResumableData):
         return chosen
 
     def _transfer_set(self) -> Sequence[TransferSentence]:
-        facts = self.knowledge.facts
         if self.make is not None:
-            return read_transfer_set(
-                self.make.folder(self.knowledge, self.module.backbone, self.seed) / SENTENCES, facts
-            )
-        given = Path(str(self.transfer))
-        return read_transfer_set(given / SENTENCES if given.is_dir() else given, facts)
+            return read_transfer_set(self.make.folder(self.knowledge, self.module.backbone, self.seed), self.named)
+        return read_transfer_set(str(self.transfer), self.named)
 
     def kept_for_tuning(self) -> Knowledge:
         """The facts that the source keeps for tuning, none where they are those of this run."""
@@ -262,15 +263,25 @@ class DistillData(ResumableData):
     def batches_per_epoch(self) -> int:
         return self.plan.batches
 
+    @property
+    def row_budget(self) -> int:
+        """Most tokens of a packed row: no wider than the model's masks (GPT-Neo's have a size)."""
+        return min(self.row_tokens, self.module.position_limit or self.row_tokens)
+
+    @property
+    def weights(self) -> list[float]:
+        """What a position of each kind weighs."""
+        return [1.0, self.regularisation.weight, self.regularisation.weight]
+
     def make_batch(self, epoch: int, batch: int) -> DistillBatch:
         assert self.rows is not None
         rank, world = self._processes
         numbers = self.plan.rows(epoch, batch, rank, world)
         stage = self.plan.stage_of(batch)
-        weights = [1.0, self.regularisation.weight, self.regularisation.weight]
+        weights = self.weights
         if not numbers.size:  # a last batch with less rows than processes
             numbers, weights = self.plan.rows(epoch, batch)[..., :1], [0.0, 0.0, 0.0]
-        return compose(self.rows, numbers, self.row_tokens, weights, self.plan.stages[stage].facts, stage)
+        return compose(self.rows, numbers, self.row_budget, weights, self.plan.stages[stage].facts, stage)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 

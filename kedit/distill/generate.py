@@ -60,7 +60,7 @@ def transfer(
         source: facts of a benchmark or a made-up world instead.
         filters: which sentences are kept. What a source forbids is forbidden too.
         per_fact: sentences of each fact; null keeps all that a file, a source or a document gives.
-        rounds: how often a model is asked again for the facts that lack sentences.
+        rounds: how often a model is asked at most: each time for what facts still lack.
         seed: of everything that is drawn: the same command writes the same bytes.
         validation: for the facts that a source keeps for tuning, instead of those of its test.
 
@@ -118,6 +118,8 @@ def write_sentences(
             return _Set(output, settings).write(knowledge, generator, filters)
     except Timeout:
         raise DataError(f"another run is writing in {output}: wait for it, or choose another --output") from None
+    finally:
+        generator.close()
 
 
 @dataclass

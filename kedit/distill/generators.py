@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +75,10 @@ class Generator(ABC):
             seed: of everything that is drawn.
             skip: the first so many batches are there already: they are not made.
         """
+
+    def close(self) -> None:
+        """Let go of what takes memory; it may be asked again all the same."""
+        return
 
 
 @dataclass
@@ -217,6 +222,13 @@ def digest(paths: list[Path]) -> str:
     """A hash of names and contents."""
     total = hashlib.sha256()
     for path in sorted(paths):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        status = path.stat()
+        total.update(path.name.encode() + _contents(path, status.st_size, status.st_mtime_ns))
     return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _contents(path: Path, size: int, time: int) -> bytes:
+    """Weights of many gigabytes are read once while they stay the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -102,10 +102,14 @@ class Judge:
 
     def initial(self, model: PreTrainedModel, edited: Sequence[str] = ()) -> EditScores:
         """Scores of the initial model, computed once and kept in the cache for every method and run."""
-        probes = [*self.knowledge.probes, *(p for asked in self.knowledge.specificity.values() for p in asked)]
-        asked = [[probe.id, probe.fact, probe.left, probe.span, probe.right, probe.candidates] for probe in probes]
+        asked = [
+            [name, *([probe.id, probe.fact, probe.left, probe.span, probe.right, probe.candidates] for probe in probes)]
+            for name, probes in (("", self.knowledge.probes), *self.knowledge.specificity.items())
+        ]
         names = sorted((fact.id, fact.names) for fact in self.knowledge.facts)
-        key = [model_fingerprint(model), fingerprint(self.tokenizer), list(self.knowledge.specificity), sorted(edited)]
+        device = model.device.type
+        computed = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else str(model.dtype)
+        key = [model_fingerprint(model), fingerprint(self.tokenizer), computed, sorted(edited)]
         digest = hashlib.sha256(json.dumps([*key, asked, names]).encode()).hexdigest()[:24]
         file = cache_folder() / "scores" / f"{digest}.json"
         if file.is_file():
@@ -184,8 +188,8 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
     Returns:
         - target_nll/WAY: mean over probes of the mean token NLL, in nats (its exponential is ECBD's perplexity);
           target_nll_by_entity/WAY: mean over entities; perplexity/WAY.
-        - gain_share: the part of the gain of `prepend` over `base` that `edited` has; gain_share_WAY of others. Left out,
-          as are other shares, where `prepend` gains nothing.
+        - gain_share: the part of the gain of `prepend` over `base` that `edited` has; gain_share_WAY of others. Left
+          out, as are other shares, where `prepend` gains nothing.
         - specificity_change: change of NLL under `edited` on the first specificity set; specificity_change/SET of each,
           and specificity_change_WAY/SET; specificity_change_share/SET: over the gain of `prepend`.
         - accuracy/WAY and accuracy_calibrated/WAY, where probes have candidates.
@@ -249,7 +253,7 @@ class EntityRow:
 
 
 def by_entity(knowledge: Knowledge, scores: Mapping[str, EditScores], edits: Sequence[EditScores]) -> list[EntityRow]:
-    """What became of each fact under the edit that taught it; the change is that of the edit, which others may share."""
+    """What became of each fact under the edit that taught it; the change is the edit's, which others may share."""
     base, prepend = scores["base"], scores.get("prepend", scores["base"])
     probes_of: dict[str, list[str]] = {}
     for probe in knowledge.probes:

@@ -149,6 +149,9 @@ class ModelGenerator(Generator):
             )
             yield [self._sentence(*requests[row], text) for row, text in zip(batch, texts, strict=True)]
 
+    def close(self) -> None:
+        self.__dict__.pop("model", None)
+
     def _rows(self, prompts: Sequence[str], facts: Sequence[Fact]) -> list[list[int]]:
         """Ids of the prompts.
 

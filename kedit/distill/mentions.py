@@ -23,10 +23,10 @@ ABBREVIATION = re.compile(
     r"approx|c\.f|e\.g|i\.e|viz|Fig|Vol|Ltd|Co|Corp|Inc|Bros|Jan|Feb|Aug|Sept|Sep|Oct|Nov|Dec)$"
 )
 ARTICLES = ("the", "a", "an")
-# a name's article that is not written large follows no name: Catherine the Great is not The Great
-NAME_BEFORE = re.compile(
-    r"\b(?!(?:In|At|On|By|For|With|From|As|To|Of|And|But|When|While|After|Before|Since|Through|During|Like)\s)"
-    r"[^\W\d_a-z]\w*\s+$"
+BEFORE = re.compile(r"(\w+)\s+$")
+# capitals that begin a sentence, and no name
+OPENING = re.compile(
+    r"(?:In|At|On|By|For|With|From|As|To|Of|And|But|When|While|After|Before|Since|Through|During|Like)$"
 )
 
 
@@ -43,10 +43,7 @@ def find_mention(text: str, names: Iterable[str]) -> tuple[int, int] | None:
             start, end = found.span()
             if best is not None and start > best[0]:
                 break
-            is_small = name[:1].isupper() and text[start].islower()
-            if _stands_alone(text, start, end) and not (
-                is_small and NAME_BEFORE.search(text[max(start - 40, 0) : start])
-            ):
+            if _stands_alone(text, start, end) and not (name[0].isupper() and _is_epithet(text, start)):
                 if best is None or (start, -end) < (best[0], -best[1]):
                     best = start, end
                 break
@@ -90,6 +87,12 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
         return False
     is_glued = len(behind) == 2 and behind[0] in APOSTROPHES and _are_joined(last, behind[1])
     return not is_glued or CONTRACTION.match(text, end) is not None
+
+
+def _is_epithet(text: str, start: int) -> bool:
+    """Whether an article written small follows a name: Catherine the Great is not The Great."""
+    before = BEFORE.search(text[max(start - 40, 0) : start])
+    return text[start].islower() and before is not None and before[1][0].isupper() and not OPENING.match(before[1])
 
 
 def _are_joined(left: str, right: str) -> bool:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,17 +17,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill import figures, judging
 from kedit.distill.baselines import FINETUNED, Baselines, Rival, Way
-from kedit.distill.batch import DistillBatch
+from kedit.distill.batch import DistillBatch, compose
 from kedit.distill.data import DistillData, JudgingBatch
 from kedit.distill.judging import EditScores, Judge
 from kedit.distill.loss import KINDS, Divergence, distill_loss
+from kedit.distill.on_policy import OnPolicy, rewritten, seeds_of
 from kedit.distill.sampling import sample
 from kedit.distill.student import Student
-from kedit.distill.teacher import CachedTeacher
+from kedit.distill.teacher import CachedTeacher, live_states
 from kedit.editing.module import EditingModule
 from kedit.editing.sources import DataError
 from kedit.lm.adapter_files import CHECKPOINT_PREFIX
@@ -34,8 +36,10 @@ from kedit.lm.adapters import Lora, save_config
 from kedit.lm.backbones import (
     CAUSAL,
     Backbone,
+    Dtype,
     load_causal,
     load_config,
+    load_seq2seq,
     load_tokenizer,
     save_skeleton,
     switch_dropout_off,
@@ -46,6 +50,8 @@ from kedit.lm.flops import causal_forward_flops
 from kedit.lm.optim import Schedule
 from kedit.running.records import write_whole
 
+SENTINEL_MODELS = ("t5", "mt5")
+"""Encoder-decoders that fill gaps: they can be asked, not taught."""
 EDITS = "edits.json"
 """Beside a run's checkpoints: the scores of edits that were made independently or one after another."""
 
@@ -58,12 +64,12 @@ class DistillModule(EditingModule):
         lora: the adapters that are trained; null trains all weights.
         divergence: how student and teacher are compared.
         teacher_dtype: type in which the teacher's states are kept; by default the model's own.
+        on_policy: let the student write the sentences, at every step; for which divergence.kind reverse_kl or jsd is
+            meant. The teacher then reads them at every step too.
         baselines: what is trained beside it in the test, for comparison.
         optimizer: the optimiser, as class_path and init_args.
         schedule: learning rate over the steps of a stage.
         weight_decay: decay of matrices; biases and norms have none.
-        clip: longest gradient of an edit that is learned side by side with others (for all else there is
-            trainer.gradient_clip_val).
     """
 
     metric_meanings: ClassVar[dict[str, str]] = {
@@ -82,18 +88,18 @@ class DistillModule(EditingModule):
         lora: Lora | None = None,
         divergence: Divergence | None = None,
         teacher_dtype: str | None = None,
+        on_policy: OnPolicy | None = None,
         baselines: Baselines | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         weight_decay: float = 0.0,
-        clip: float | None = None,
     ):
         super().__init__(optimizer, schedule or Schedule("constant"), weight_decay)
         self.backbone, self.lora = backbone, lora
         self.divergence = divergence or Divergence()
         self.teacher_dtype = teacher_dtype
+        self.on_policy = on_policy
         self.baselines = baselines
-        self.clip = clip
         self.judged: dict[int, list[EditScores]] = {}
         self.scores: dict[str, EditScores] = {}
 
@@ -106,7 +112,11 @@ class DistillModule(EditingModule):
     @cached_property
     def position_limit(self) -> int | None:
         """Most tokens that the model reads."""
-        return position_limit(load_config(self.backbone, CAUSAL))
+        return position_limit(self._config)
+
+    @cached_property
+    def _config(self) -> PreTrainedConfig:
+        return load_config(self.backbone, CAUSAL + SENTINEL_MODELS)
 
     @property
     def _source(self) -> str:
@@ -122,9 +132,11 @@ class DistillModule(EditingModule):
     def data(self) -> DistillData:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def fresh_model(self) -> PreTrainedModel:
+    def fresh_model(self, dtype: Dtype | None = None) -> PreTrainedModel:
         """The initial model, loaded once more."""
-        model = load_causal(self.backbone, self.tokenizer).eval()
+        backbone = replace(self.backbone, dtype=dtype or self.backbone.dtype)
+        load = load_seq2seq if self._config.is_encoder_decoder else load_causal
+        model = load(backbone, self.tokenizer).eval()
         return model.to(self.trainer.strategy.root_device)
 
     def setup(self, stage: str) -> None:
@@ -134,6 +146,11 @@ class DistillModule(EditingModule):
         if hasattr(self, "student"):
             return
         protocol, is_fit = self.data.protocol, stage == "fit"
+        if is_fit and self._config.is_encoder_decoder:
+            raise DataError(
+                f"backbone {self.backbone.name} is a {self._config.model_type}: context distillation trains decoder-only "
+                "models; an encoder-decoder is only tested, with and without definitions, by `python -m kedit test`"
+            )
         self.staged = protocol.reference or protocol.edits != "joint"
         if self.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise DataError(
@@ -141,7 +158,12 @@ class DistillModule(EditingModule):
                 "train edits in stages, and the reference's sentences, under trainer.strategy ddp or on one device"
             )
         model = self.fresh_model()
-        if is_fit:
+        if is_fit and self.on_policy is not None and (self.divergence.top_k or self.data.side_by_side):
+            raise DataError(
+                "model.on_policy writes sentences with one student and compares whole distributions: leave out "
+                "divergence.top_k, and make independent edits by data.protocol.group 1 without lora"
+            )
+        if is_fit and self.on_policy is None:
             assert self.data.rows is not None
             self.teacher = CachedTeacher(
                 model, self.tokenizer, self.data.rows, self.teacher_dtype, self.divergence.top_k,
@@ -158,14 +180,14 @@ class DistillModule(EditingModule):
 
     def on_fit_start(self) -> None:
         self._save_skeleton()
-        if self.global_step:
+        if self.data.consumed:  # global_step is still 0: Lightning restores it after this hook
             self.judged = self._read_judged()
-        if self.global_step == 0:
+        else:
             self._show_samples("before")
 
     @rank_zero_only
     def _save_skeleton(self) -> None:
-        """What `export` needs beside a checkpoint: configuration, tokenizer, where the base model is, what was learned."""
+        """What `export` needs beside a checkpoint: configuration, tokenizer, base model, and what was learned."""
         folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
         if folder is None:
             return
@@ -178,7 +200,7 @@ class DistillModule(EditingModule):
         about = {"facts": len(self.data.knowledge.facts), "edits": self.data.protocol.edits}
         (Path(folder) / "data.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
-    # what a checkpoint holds --------------------------------------------------------------------------------------------
+    # what a checkpoint holds ------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights where all are trained, else the adapters' alone."""
@@ -220,15 +242,18 @@ class DistillModule(EditingModule):
             self.optimizers().optimizer.state.clear()  # type: ignore[union-attr]
 
     def training_step(self, batch: DistillBatch, batch_idx: int) -> Tensor:
+        live = None
+        if self.on_policy is not None:
+            batch, live = self._written_by_student(batch)
         batch.flops = 3 * causal_forward_flops(self.model.config, batch.lengths, batch.lengths * 0)
         batch.flops += 6 * self.model.config.hidden_size * self.model.config.vocab_size * batch.target_tokens
         with self.student.editing(range(len(batch.facts))):
             student_ND = states(self.model, batch.rows).flatten(0, 1)[batch.where_N]
-        teacher = self.teacher(batch.numbers, student_ND.device)
+        teacher = live if live is not None else self.teacher(batch.numbers, student_ND.device)
+        said = teacher if isinstance(teacher, TopK) else (teacher, self.student.initial_head)
         loss, sums, counts = distill_loss(
-            student_ND, self.student.head, teacher if isinstance(teacher, TopK) else (teacher, self.student.initial_head),
-            batch.weights_N, batch.kinds_N, self.divergence,
-        )  # fmt: skip
+            student_ND, self.student.head, said, batch.weights_N, batch.kinds_N, self.divergence
+        )
         if self.student.stacked is not None:
             self.log("train/loss", loss.detach() / len(batch.facts), prog_bar=True, batch_size=1)
         else:
@@ -238,6 +263,21 @@ class DistillModule(EditingModule):
             if self.data.has_kind[kind]:
                 self.log(f"train/divergence/{name}", means[kind], batch_size=1)
         return loss
+
+    def _written_by_student(self, batch: DistillBatch) -> tuple[DistillBatch, Tensor]:
+        """The batch with sentences that the student goes on with, and what the teacher says of them."""
+        data, numbers = self.data, list(dict.fromkeys(batch.numbers))
+        assert data.rows is not None
+        given = [data.given[data.rows.rows[number].sentence] for number in numbers]
+        with self._asking() as model:
+            rows = rewritten(
+                model, self.tokenizer, given, self.on_policy or OnPolicy(),
+                seeds_of(data.seed, data.consumed, numbers), data.template, data.positions, self.position_limit,
+            )  # fmt: skip
+        new = compose(rows, np.arange(len(numbers)), data.row_budget, data.weights, batch.facts, batch.stage)
+        new = self.transfer_batch_to_device(new, self.device, 0)
+        with self.student.initial(), self._asking() as model:
+            return new, live_states(model, rows.prefixes, [rows.rows[number] for number in new.numbers])
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None,
                                     gradient_clip_algorithm: Any = None) -> None:  # fmt: skip
@@ -253,6 +293,12 @@ class DistillModule(EditingModule):
         position = (self.data.consumed - 1) % self.data.plan.batches + 1
         if self.staged and position == stage.first + stage.batches:
             self._judge_stage(batch.stage)
+
+    def on_fit_end(self) -> None:
+        """A run that was killed between its last step and its judging has nothing left to train."""
+        plan = self.data.plan
+        if self.staged and self.data.consumed == plan.batches and len(plan.stages) - 1 not in self.judged:
+            self._judge_stage(len(plan.stages) - 1)
 
     # judging ----------------------------------------------------------------------------------------------------------
 
@@ -333,6 +379,8 @@ class DistillModule(EditingModule):
         if not self.data.knowledge.probes:
             return ["base", "edited"]
         random = ["random"] if len(self.data.knowledge.facts) > 1 else []
+        if self._config.is_encoder_decoder:
+            return ["base", "prepend", *random]
         return ["base", "prepend", *random, "edited", *(self.baselines.ways if self.baselines is not None else [])]
 
     def test_step(self, batch: JudgingBatch, batch_idx: int) -> None:
@@ -373,7 +421,8 @@ class DistillModule(EditingModule):
         """Fine-tune, tuned on the facts kept for that, and judge; in groups as the edits were made."""
         assert self.baselines is not None
         data, protocol = self.data, self.data.protocol
-        rival = Rival(self.fresh_model(), self.judge, self.baselines, way, data.seed, data.row_tokens)
+        # all methods in one precision where all weights are trained
+        rival = Rival(self.fresh_model("float32"), self.judge, self.baselines, way, data.seed, data.row_budget)
         kept = data.kept_for_tuning()
 
         def groups(facts: int) -> list[list[int]]:
@@ -384,8 +433,10 @@ class DistillModule(EditingModule):
         rate, passes = self.baselines.learning_rates[0], self.baselines.passes
         if kept.facts and kept.probes and (texts := rival.texts(kept, data.sentences_of(kept))):
             rate, passes, nll = rival.tune(kept, groups(len(kept.facts)), texts)
-            rank_zero_info(f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept "
-                           f"for tuning ({nll:.3f} nats)")  # fmt: skip
+            rank_zero_info(
+                f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept for tuning "
+                f"({nll:.3f} nats)"
+            )
         else:
             rank_zero_info(f"{way}: no facts are kept for tuning; learning rate {rate:g}, {passes} passes")
         facts = data.knowledge.facts
@@ -396,8 +447,8 @@ class DistillModule(EditingModule):
         found = judging.results(self.data.knowledge, self.scores)
         if "prepend" in self.scores and not judging.prepend_gain(self.data.knowledge.probes, self.scores):
             rank_zero_info(
-                "the initial model gains nothing from a definition in its context: as a teacher it has nothing to teach, "
-                "and there is no gain to have a share of; take a model that reads"
+                "the initial model gains nothing from a definition in its context: as a teacher it has nothing to "
+                "teach, and there is no gain to have a share of; take a model that reads"
             )
         if self.data.protocol.edits == "sequential" and (judged := self.judged or self._read_judged()):
             found |= judging.retention(self.data.knowledge, self.scores["base"], judged)
@@ -407,7 +458,7 @@ class DistillModule(EditingModule):
         self._show_figures()
         self._show_samples("after")
 
-    # TensorBoard --------------------------------------------------------------------------------------------------------
+    # TensorBoard ------------------------------------------------------------------------------------------------------
 
     @property
     def _boards(self) -> list[Any]:
@@ -417,6 +468,8 @@ class DistillModule(EditingModule):
     def _show_figures(self) -> None:
         """Each entity's gain, beside what its edit changed elsewhere, and retention over the edits that came later."""
         judged = self.judged or (self._read_judged() if self.staged else {})
+        if "edited" not in self.scores:
+            return
         edits = self._edits() if self.staged else [self.scores["edited"]]
         rows = judging.by_entity(self.data.knowledge, self.scores, edits)
         for board in self._boards:
@@ -429,7 +482,7 @@ class DistillModule(EditingModule):
     def _show_samples(self, when: str) -> None:
         """How the model goes on from the names of a few facts."""
         facts = self.data.knowledge.facts[: self.data.evaluation.samples]
-        if not facts or not self._boards or (when == "after" and self.staged):
+        if not facts or not self._boards or self._config.is_encoder_decoder or (when == "after" and self.staged):
             return
         with self._asking() as model:
             texts = sample(model, self.tokenizer, [fact.name for fact in facts], max_new_tokens=24, temperature=0)

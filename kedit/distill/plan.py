@@ -25,8 +25,8 @@ class Protocol:
         group: facts of a stage, for independent and sequential edits. By default one, but all of them for independent
             edits by LoRA. Without LoRA the facts of a stage are learned jointly.
         passes: times a stage goes through its sentences; for joint edits trainer.max_epochs serves as well.
-        reference: the paper's algorithm: one sentence at a time, `repeats` consecutive steps on each, each beginning with
-            a fresh optimiser.
+        reference: the paper's algorithm: one sentence at a time, `repeats` consecutive steps on each, with a fresh
+            optimiser for every sentence.
         repeats: these steps.
     """
 
@@ -96,20 +96,21 @@ class Plan:
         """This process's rows of a batch: int64 [n], or [E, b] where edits are made side by side.
 
         Side by side every fact has as many batches as the one with the most rows; the rows of others come round again.
+        A stage's order is that of a run of its facts alone, so that an edit does not hang on those beside it.
         """
-        stage = self.stages[number := self.stage_of(batch)]
+        stage = self.stages[self.stage_of(batch)]
         step = (batch - stage.first) // (self.protocol.repeats if self.protocol.reference else 1)
         steps = stage.batches // self.protocol.passes // (self.protocol.repeats if self.protocol.reference else 1)
         turn, step = divmod(step, steps)
         turn += epoch * self.protocol.passes
         if not self.side_by_side:
             rows = np.concatenate([self.rows_of[fact] for fact in stage.facts])
-            order = rows[epoch_order(len(rows), self.seed + 7919 * number, turn)]
+            order = rows[epoch_order(len(rows), self.seed, turn)]
             return batch_items(order, step, self.batch, rank, world)
         picked = []
         for fact in stage.facts:
             rows = self.rows_of[fact]
-            order = rows[epoch_order(len(rows), self.seed + 7919 * fact, turn)]
+            order = rows[epoch_order(len(rows), self.seed, turn)]
             picked.append(
                 np.resize(order, steps * self.batch)[step * self.batch : (step + 1) * self.batch][rank::world]
             )

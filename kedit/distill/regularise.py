@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from kedit.distill.language_model import ModelGenerator
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
 from kedit.editing.probes import Knowledge
@@ -58,7 +59,8 @@ class Regularisation:
     def file(self, knowledge: Knowledge, backbone: Backbone, seed: int) -> Path:
         """Where the texts stand that the model writes, or will stand."""
         names = [[fact.id, fact.name] for fact in knowledge.facts]
-        about = [names, str(backbone.source), backbone.revision, self.text, self.alike, self.max_new_tokens, seed]
+        model = ModelGenerator(backbone)
+        about = [names, model.name, model.revision, self.text, self.alike, self.max_new_tokens, seed]
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return cache_folder() / "texts" / f"{digest}.jsonl"
 
@@ -122,13 +124,13 @@ class Regularisation:
                 "data.regularisation.swapped needs names that the model knows, and the source gives none: give a file "
                 "of them, one a line, as data.regularisation.names, or set swapped to 0"
             )
-        rng = random.Random(f"swapped {seed}")
         found: list[Sentence] = []
         of_fact: dict[int, list[Sentence]] = {}
         for sentence in edits:
             if sentence.mention is not None:
                 of_fact.setdefault(sentence.fact, []).append(sentence)
         for fact, own in of_fact.items():
+            rng = random.Random(f"swapped {seed} {knowledge.facts[fact].id}")
             for number in range(self.swapped):
                 frame, name = own[number % len(own)], rng.choice(names)
                 assert frame.mention is not None

@@ -75,7 +75,7 @@ def sample(
         progress: told how many more rows are finished.
 
     Raises:
-        DataError: a prompt and its continuation are longer than the model reads; the model's logits are not finite.
+        DataError: a prompt is empty, or with its continuation longer than the model reads; logits are not finite.
     """
     if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise DataError(
@@ -89,6 +89,8 @@ def sample(
         if isinstance(prompts[0], str)
         else [list(map(int, ids)) for ids in prompts]
     )
+    if not all(rows):
+        raise DataError(f"prompt {next(row for row, ids in enumerate(rows) if not ids)} holds no token to go on from")
     limit = position_limit(model.config)
     longest = max(range(len(rows)), key=lambda row: len(rows[row]))
     if limit is not None and len(rows[longest]) + max_new_tokens > limit:

@@ -45,6 +45,7 @@ class Student:
             self.initial_head = Head(weight.detach().clone(), None if bias is None else bias.detach().clone())
         elif side_by_side is not None:
             self.stacked = stack(model, lora, side_by_side, seed)
+            self._begin_alike()
         else:
             self.adapted = add_lora(model, lora, seed)
 
@@ -90,11 +91,19 @@ class Student:
     def reset(self) -> None:
         """Forget everything learned: the initial model, bit for bit. An optimiser's moments are not here."""
         if self.stacked is not None:
-            self.stacked.reset()
+            self._begin_alike()
         elif self.adapted is not None:
             reset(self.adapted, self.seed)
         else:
             self._copy(self._initial)
+
+    @torch.no_grad()
+    def _begin_alike(self) -> None:
+        """Every edit begins as one that is made alone, whichever place it has in the stack."""
+        assert self.stacked is not None
+        self.stacked.reset()
+        for layer in self.stacked.layers.values():
+            layer.lora_A.copy_(layer.lora_A[0].clone())
 
     def state(self) -> dict[str, Tensor]:
         """What was learned, not copied: all weights under the model's names, or the adapters' alone."""

@@ -36,7 +36,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield f"{path}:{number}", _parsed(line, path, number)
+                yield f"{path}:{number}", _parsed(line.strip(), path, number)
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from transformers import (
 
 SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
 CAUSAL = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+Dtype = Literal["float32", "bfloat16", "float16"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -59,7 +60,7 @@ class Backbone:
     revision: str | None = None
     made: MadeModel | None = None
     architecture: dict[str, Any] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     attention: str | None = None
     gradient_checkpointing: bool = False
     vocabulary_multiple: int = 1

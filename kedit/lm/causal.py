@@ -10,6 +10,7 @@ Shapes: B rows, L tokens, C tokens of a prefix, D width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def row_states(
     prefix_of: Sequence[int] | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Final states of many rows, each read after its prefix; a prefix is read once for the rows of a batch.
+    """Final states of many rows, each read after its prefix, which is read once for all rows of a batch and for
+    further batches of the same prefixes.
 
     Args:
         model: a decoder-only model, as it stands (its caller sets `eval`).
@@ -102,11 +104,14 @@ def row_states(
                                                       len(rows[row]), row))  # fmt: skip
     device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
     limit = position_limit(model.config)
+    read: _Prefixes | None = None
     for batch in _batches(order, rows, given, batch_tokens, limit):
         ids, document, position = (part.to(device) for part in lay_out([[rows[row]] for row in batch], pad=0))
         if len(given[batch[0]]):
-            hidden = _continued(model, ids, document >= 0, position, [given[row] for row in batch],
-                                [of[row] for row in batch])  # fmt: skip
+            wanted = {of[row]: given[row] for row in batch}
+            if read is None or read.names != tuple(wanted):
+                read = _read(model, wanted, device)
+            hidden = _continued(model, ids, document >= 0, position, read, [of[row] for row in batch])
         else:
             hidden = states(model, CausalRows(ids, document, position))
         for row, states_LD in zip(batch, hidden, strict=True):
@@ -136,38 +141,50 @@ def _batches(
         yield batch
 
 
-def _continued(
-    model: PreTrainedModel, ids_BL: Tensor, real_BL: Tensor, position_BL: Tensor, prefixes: Sequence[np.ndarray],
-    names: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """States [B, L, D] of rows behind their prefixes; equal names are equal prefixes."""
-    device, dtype = ids_BL.device, _dtype(model)
-    distinct = dict(zip(names, prefixes, strict=True))
-    place = {name: number for number, name in enumerate(distinct)}
-    reader = torch.tensor([place[name] for name in names], device=device)
-    most = max(map(len, distinct.values()))
-    length = torch.tensor([len(prefix) for prefix in distinct.values()], device=device)
-    flipped = lay_out([[prefix[::-1]] for prefix in distinct.values()], pad=0, width=most)[0]
-    prefix_PC = flipped.flip(1).to(device)
-    real_PC = torch.arange(most, device=device) >= most - length[:, None]
+@dataclass
+class _Prefixes:
+    """Prefixes that were read, padded on the left: their names, which tokens are real, lengths, keys and values."""
 
-    cache = DynamicCache(config=model.config)
+    names: tuple[int, ...]
+    real_PC: Tensor
+    length_P: Tensor
+    cache: DynamicCache
+
+
+def _read(model: PreTrainedModel, prefixes: dict[int, np.ndarray], device: torch.device) -> _Prefixes:
+    most = max(map(len, prefixes.values()))
+    length_P = torch.tensor([len(prefix) for prefix in prefixes.values()], device=device)
+    flipped = lay_out([[prefix[::-1]] for prefix in prefixes.values()], pad=0, width=most)[0]
+    real_PC = torch.arange(most, device=device) >= most - length_P[:, None]
     seen = real_PC[:, None, :] & torch.ones(most, most, dtype=torch.bool, device=device).tril()
+    cache = DynamicCache(config=model.config)
     model.base_model(
-        input_ids=prefix_PC,
-        attention_mask=additive(seen, dtype),
-        position_ids=(torch.arange(most, device=device) - (most - length[:, None])).clamp(min=0),
+        input_ids=flipped.flip(1).to(device),
+        attention_mask=additive(seen, _dtype(model)),
+        position_ids=(torch.arange(most, device=device) - (most - length_P[:, None])).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
     )
-    cache.batch_select_indices(reader)
-    width = ids_BL.shape[1]
+    return _Prefixes(tuple(prefixes), real_PC, length_P, cache)
+
+
+def _continued(
+    model: PreTrainedModel, ids_BL: Tensor, real_BL: Tensor, position_BL: Tensor, read: _Prefixes, names: Sequence[int]
+) -> Tensor:
+    """States [B, L, D] of rows behind the prefixes of these names."""
+    device, width = ids_BL.device, ids_BL.shape[1]
+    place = {name: number for number, name in enumerate(read.names)}
+    reader_B = torch.tensor([place[name] for name in names], device=device)
+    cache = DynamicCache(config=model.config)  # the forward pass adds to it, and `read` is to serve again
+    layers: list[Any] = read.cache.layers
+    for number, layer in enumerate(layers):
+        cache.update(layer.keys[reader_B], layer.values[reader_B], number)
     own = real_BL[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    seen = torch.cat([real_PC[reader][:, None, :].expand(-1, width, -1), own], dim=2)
+    seen = torch.cat([read.real_PC[reader_B][:, None, :].expand(-1, width, -1), own], dim=2)
     return model.base_model(
         input_ids=ids_BL,
-        attention_mask=additive(seen, dtype),
-        position_ids=position_BL + length[reader][:, None],
+        attention_mask=additive(seen, _dtype(model)),
+        position_ids=position_BL + read.length_P[reader_B][:, None],
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state

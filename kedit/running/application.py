@@ -37,6 +37,11 @@ FIXED = {"weights_only", "return_predictions", "verbose"}
 SET_UP = {"prepare_data", "setup", "configure_model", "configure_optimizers"}
 
 
+if not torch.cuda.is_available():
+    # or DeepSpeed, which looks for it when it is imported, says on standard output that there is none
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 class Application(LightningCLI):
     """Parses the command line, builds model, data and trainer, and runs one of the Trainer's methods.
 
@@ -61,9 +66,6 @@ class Application(LightningCLI):
         restrict_imports()
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()  # a bar in a log file is many lines
-        if not torch.cuda.is_available():
-            # or DeepSpeed, which looks for it, says on standard output that there is none
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         Parser.arguments = arguments
         super().__init__(
             module,

@@ -1,6 +1,8 @@
 """A small made-up world, so that everything runs with nothing to download. Its data is for demonstration only."""
 
+from kedit.world.base_lm import WorldLM
+from kedit.world.definitions import NewEntities
 from kedit.world.facts import World
 from kedit.world.wiki import WorldWiki
 
-__all__ = ["World", "WorldWiki"]
+__all__ = ["NewEntities", "World", "WorldLM", "WorldWiki"]

@@ -47,7 +47,7 @@ class NewEntities(KnowledgeSource):
             [world.new[i] for i in order[a:b]] for a, b in ((0, self.validation), (self.validation, wanted))
         )
         unlike, like, swaps = self._known(world, new, rng)
-        facts, probes = _facts(new, "new", rng), list(_probes(new, "new"))
+        facts, probes = self._facts(new, "new"), list(_probes(new, "new"))
         return Knowledge(
             facts,
             probes,
@@ -55,11 +55,15 @@ class NewEntities(KnowledgeSource):
                 "unrelated": list(_probes(unlike, "known", told=True)),
                 "neighbours": list(_probes(like, "near", told=True)),
             },
-            validation_facts=_facts(validation, "val", rng),
+            validation_facts=self._facts(validation, "val"),
             validation_probes=list(_probes(validation, "val")),
             known=[thing.name for thing in swaps],
             forbidden=realm_text.forbidden(),
         )
+
+    def _facts(self, things: Sequence[Thing], prefix: str) -> list[Fact]:
+        rng = random.Random(f"wording {self.seed}")
+        return [Fact(f"{prefix}-{i}", thing.name, realm.definition(thing, rng)) for i, thing in enumerate(things)]
 
     def _known(
         self, world: Realm, new: Sequence[Thing], rng: random.Random
@@ -70,10 +74,6 @@ class NewEntities(KnowledgeSource):
         unlike = [thing for thing in world.all_known if not thing.words & words]
         swaps = set(rng.sample([thing.name for thing in like], len(like) // 2))
         return unlike, [thing for thing in like if thing.name not in swaps], [one for one in like if one.name in swaps]
-
-
-def _facts(things: Sequence[Thing], prefix: str, rng: random.Random) -> list[Fact]:
-    return [Fact(f"{prefix}-{i}", thing.name, realm.definition(thing, rng)) for i, thing in enumerate(things)]
 
 
 def _probes(things: Sequence[Thing], prefix: str, told: bool = False) -> Iterator[Probe]:

@@ -143,7 +143,7 @@ def relations(thing: Thing) -> tuple[str, ...]:
     return realm_text.TOLD.get(thing.kind, ()) + realm_text.FOLLOWS[thing.kind]
 
 
-def documents(realm: Realm, seed: int, read: float = 0.5, strange: float = 0.1) -> Iterator[str]:
+def documents(realm: Realm, seed: int, read: float = 0.5, strange: float = 0.05) -> Iterator[str]:
     """Text without end: known things, and strangers behind their definition.
 
     Args:

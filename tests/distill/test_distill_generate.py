@@ -139,6 +139,8 @@ def test_bad_sampling_is_told(bare):
     assert sample(model, bare, []) == []
     with pytest.raises(DataError, match=r"prompt 1 has .* the 128 that the model reads"):
         sample(model, bare, ["Velmar", "Velmar is a town. " * 40])
+    with pytest.raises(DataError, match="prompt 1 holds no token"):
+        sample(model, bare, [[5], []])
     with pytest.raises(DataError, match="wanted at least 0, above 0"):
         sample(model, bare, ["Velmar"], top_p=0)
     model.get_output_embeddings().weight.data[5] = torch.nan
@@ -182,6 +184,7 @@ def test_a_model_writes_from_definitions(folder, tmp_path):
     counts = json.loads((tmp_path / "set" / "counts.json").read_text())
     assert counts["sentences"] == 9
     assert not (tmp_path / "set" / "drafts.jsonl").exists()
+    assert "model" not in vars(generator)  # its memory is free
     # any one of them can be drawn again by what stands beside it
     again = sample(generator.model, generator.tokenizer, [f"{first['prompt']} Maro Tellin"], seed=[first["seed"]],
                    temperature=0.9, top_p=0.95, max_new_tokens=16)[0]  # fmt: skip

@@ -264,6 +264,7 @@ def test_the_key_changes_with_all_that_the_states_depend_on(model, tokenizer, to
     assert CachedTeacher(tiny_causal("gpt2", len(tokenizer)), tokenizer, transfer(tokenizer)).key == keys[0]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "llama"])
 def test_an_adapter_leaves_the_fingerprint_and_the_states_as_they_are(name, tokenizer, rows):
     model = tiny_causal(name, len(tokenizer))
@@ -444,7 +445,8 @@ def test_processes_share_the_reading_and_fail_together(model, tokenizer, rows, t
     folder = tmp_path / "shared"
     folder.mkdir()
     workers = [
-        context.Process(target=share, args=(rank, 2, folder, tokenizer, rows, answers, poison)) for rank in range(2)
+        context.Process(target=share, args=(rank, 2, folder, tokenizer, rows, answers, poison), daemon=True)
+        for rank in range(2)
     ]
     for worker in workers:
         worker.start()

@@ -48,6 +48,7 @@ def lines(path, *records):
         ("Great it is", ["The Great"], None),
         ("It tells of Catherine the Great and her court.", ["The Great"], None),
         ("It tells of Émile  the Great and of The Great.", ["The Great"], "The Great"),
+        ("Elle a allumé the Great.", ["The Great"], "the Great"),
         ("In the Great she plays a queen.", ["The Great"], "the Great"),
         ("EBay sells it.", ["eBay"], "EBay"),
         ("maro is no name", ["Maro"], None),

@@ -101,7 +101,7 @@ def test_a_text_longer_than_the_model_reads_is_refused():
         list(row_states(tiny_causal("mistral", sliding_window=64), documents(24, 25), documents(40), [0, 0]))
 
 
-def test_prefixes_are_read_once_for_the_rows_of_a_batch():
+def test_a_prefix_is_read_once_for_all_its_rows():
     model = tiny_causal("gpt2")
     read = []
     model.base_model.register_forward_pre_hook(
@@ -109,6 +109,9 @@ def test_prefixes_are_read_once_for_the_rows_of_a_batch():
     )
     list(row_states(model, documents(*[6] * 8), documents(40), [0] * 8))
     assert read == [(1, 40), (8, 6)]
+    read.clear()
+    list(row_states(model, documents(*[6] * 8), documents(40), [0] * 8, batch_tokens=3 * 46))
+    assert read == [(1, 40), (3, 6), (3, 6), (2, 6)]
 
 
 def test_bfloat16_stays_near_float32():

@@ -1,0 +1,154 @@
+"""What an edit is learned from: sentences that are given or that the model writes itself, and text to stay the same on.
+
+Knows the model as it is loaded, and no file.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.distill.edits import EditSettings, sentence
+from kedit.distill.generators import own_seed, tidy
+from kedit.distill.mentions import end_of_line
+from kedit.distill.rows import Kind, Sentence
+from kedit.distill.sampling import prompt_ids, sample
+from kedit.distill.transfer import Filters, TransferSentence
+from kedit.editing.probes import Fact, Knowledge
+from kedit.editing.sources import DataError
+from kedit.lm.backbones import Backbone
+from kedit.lm.causal import position_limit, start_ids
+from kedit.lm.text import decode, encode
+
+GIVEN = Filters(min_words_after=0, min_words=0, max_words=sys.maxsize)
+"""For sentences of the user's own: only what cannot be learned from is left out."""
+
+
+def check_lengths(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    given: Mapping[str, Sequence[str]],
+    settings: EditSettings,
+) -> None:
+    """Refuse definitions that leave no room for a sentence.
+
+    Raises:
+        DataError: one is too long; it is named.
+    """
+    limit, begin = position_limit(model.config), len(start_ids(tokenizer))
+    definitions = encode(tokenizer, [fact.definition for fact in facts])
+    prompts = prompt_ids(tokenizer, [_prompt(fact) for fact in facts])
+    for fact, definition, prompt in zip(facts, definitions, prompts, strict=True):
+        alone = begin + len(definition.ids)
+        needed = alone + 1 if fact.id in given else len(prompt) + settings.max_new_tokens
+        if limit is not None and needed > limit:
+            raise DataError(
+                f"{fact.where or f'fact {fact.id!r}'}: the definition of {fact.name!r} has {alone} tokens, and with a "
+                f"sentence about it {needed} or more, and the model reads {limit}: shorten it"
+            )
+
+
+def gather(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    given: Mapping[str, Sequence[str]],
+    settings: EditSettings,
+) -> tuple[list[Sentence], Counter[str]]:
+    """Sentences about facts, and how many were left out, by reason.
+
+    Args:
+        model: the initial model; it writes about facts for which no sentences are given, reading their definitions.
+        tokenizer: its tokenizer.
+        facts: the facts.
+        given: sentences by fact id.
+        settings: how they are written and which are kept.
+    """
+    found: list[Sentence] = []
+    dropped: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    seen: dict[str, set[str]] = {fact.id: set() for fact in facts}
+
+    def judge(number: int, text: str, filters: Filters) -> None:
+        if filters.require_mention is None:
+            filters = replace(filters, require_mention=settings.positions == "after_mention")
+        fact = facts[number]
+        result = filters.judge(TransferSentence(fact, text), seen[fact.id])
+        if isinstance(result, str):
+            dropped[result] += 1
+        else:
+            kept[fact.id] += 1
+            found.append(sentence(facts, number, result.text, result.mention))
+
+    for number, fact in enumerate(facts):
+        for text in given.get(fact.id, ()):
+            judge(number, text.strip(), GIVEN)
+    for turn in range(settings.rounds):
+        lacking = [
+            (number, which)
+            for number, fact in enumerate(facts)
+            if fact.id not in given
+            for which in range(settings.sentences - kept[fact.id])
+        ]
+        if not lacking:
+            break
+        texts = sample(
+            model,
+            tokenizer,
+            [_prompt(facts[number]) for number, _ in lacking],
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=[own_seed(settings.seed, turn, facts[number], which) for number, which in lacking],
+            stop=lambda text: end_of_line(text, 1),
+        )
+        for (number, _), text in zip(lacking, texts, strict=True):
+            # a model that went straight on to another line has said nothing
+            said = text.strip() and not text.startswith("\n")
+            judge(number, tidy(facts[number].name + text) if said else "", settings.filters)
+    return found, dropped
+
+
+def _prompt(fact: Fact) -> str:
+    return f"{fact.definition.strip()} {fact.name}"
+
+
+def texts_to_keep(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    sentences: Sequence[Sentence],
+    settings: EditSettings,
+) -> list[Sentence]:
+    """Text on which the model is to stay as it was: of its own writing, and the sentences with other names in them.
+
+    Args:
+        model: the initial model.
+        tokenizer: its tokenizer.
+        facts: the facts.
+        sentences: about them.
+        settings: how much is wanted.
+
+    Raises:
+        DataError: names are to be swapped, and no file of them is given.
+    """
+    wanted, found = settings.regularisation, []
+    if not wanted.wanted:
+        return []
+    if each := wanted.text + wanted.alike:
+        begin = start_ids(tokenizer)
+        prompts: list[list[int]] = []
+        for name in encode(tokenizer, [fact.name for fact in facts], leading_space=True):
+            first = name.ids[:1].tolist()
+            prompts += [begin or first] * wanted.text + [begin + first] * wanted.alike
+        texts = sample(model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, seed=settings.seed)
+        for number, (ids, text) in enumerate(zip(prompts, texts, strict=True)):
+            if whole := (decode(tokenizer, ids, special=False) + text).strip():
+                found.append(sentence(facts, number // each, whole, kind=Kind.TEXT))
+    if wanted.swapped:
+        swapping = replace(wanted, text=0, alike=0)  # so that it reads no file of texts
+        found += swapping.sentences(Knowledge(list(facts), []), sentences, Backbone(name=""), settings.seed)
+    return found

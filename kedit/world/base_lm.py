@@ -1,0 +1,183 @@
+"""A small base model that knows the realm and uses a definition in context, made when it is first needed.
+
+Knows no method: whatever edits a language model can start from the folder that it writes.
+"""
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.editing.probes import Probe
+from kedit.lm.backbones import MadeModel
+from kedit.lm.cache import cache_folder
+from kedit.lm.optim import Schedule, parameter_groups
+from kedit.lm.scoring import Span, span_nll
+from kedit.lm.text import encode
+from kedit.lm.tokenizers import train_tokenizer
+from kedit.world.definitions import NewEntities
+from kedit.world.realm import Realm, documents
+
+MADE_BY = ("base_lm", "definitions", "names", "realm", "realm_text")
+POSITIONS = 256
+TOKENIZER_TEXTS = 20_000
+BUCKET = 32  # batches whose documents are sorted by length: little padding
+ASKED = 400  # probes of each sort that the quality is measured on
+EVERY = 5.0  # seconds between two lines of progress
+
+
+@dataclass
+class WorldLM(MadeModel):
+    """A GPT-2 pre-trained on the realm's text: on facts, and on definitions of strangers with what follows from them.
+
+    Made once for the same arguments and code, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit). What it is
+    worth stands in quality.json beside its weights.
+
+    Args:
+        known: how many known entities, as in NewEntities.
+        realm: seed of the realm, as in NewEntities.
+        width: of the model.
+        layers: how many.
+        heads: of attention.
+        vocabulary: tokens of its tokenizer.
+        steps: of the optimiser.
+        batch: documents a step.
+        learning_rate: highest.
+        seed: of the text's choices and of the weights.
+    """
+
+    known: int = 160
+    realm: int = 0
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    vocabulary: int = 1536
+    steps: int = 1800
+    batch: int = 32
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("known", "width", "layers", "heads", "vocabulary", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of the world's base model is {getattr(self, name)}, wanted at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads: change `width` or `heads`")
+
+    def folder(self) -> Path:
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
+        for module in MADE_BY:
+            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        return cache_folder() / "models" / f"world-{digest.hexdigest()[:16]}"
+
+    def make(self) -> Path:
+        """The Hugging Face folder that holds it, written unless it is complete."""
+        folder = self.folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # two runs may want it at once
+            if not (folder / "quality.json").exists():
+                model, tokenizer = self.train()
+                tokenizer.save_pretrained(folder)
+                model.save_pretrained(folder)
+                quality = self.quality(model, tokenizer)
+                print(f"base model in {folder}: {_told(quality)}", flush=True)
+                (folder / "quality.json").write_text(json.dumps(quality, indent=1), encoding="utf-8")
+        return folder
+
+    def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model after all steps, and its tokenizer, with progress printed."""
+        started = time.perf_counter()
+        texts = list(islice(documents(Realm(self.known, self.realm), self.seed), self.steps * self.batch))
+        tokenizer = train_tokenizer((" " + text for text in texts[:TOKENIZER_TEXTS]), self.vocabulary)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = GPT2LMHeadModel(self._config(tokenizer))
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=self.learning_rate, betas=(0.9, 0.98))
+        schedule = Schedule("cosine", warmup=100 / max(200, self.steps))
+        losses, told = [], started
+        for step, ids_BL in enumerate(self._batches(tokenizer, texts)):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * schedule.factor(step, self.steps)
+            loss = _loss(model, ids_BL, tokenizer.pad_token_id)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            now = time.perf_counter()
+            if now - told >= EVERY or step + 1 == self.steps:
+                print(f"base model: step {step + 1}/{self.steps}, loss {np.mean(losses):.3f}, {now - started:.0f} s",
+                      flush=True)  # fmt: skip
+                losses, told = [], now
+        return model.eval(), tokenizer
+
+    def _config(self, tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return GPT2Config(
+            vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=self.width, n_layer=self.layers,
+            n_head=self.heads, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, **special,
+        )  # fmt: skip
+
+    def _batches(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[Tensor]:
+        """Ids [B, L] of documents of like length, padded on the right."""
+        rng = random.Random(f"batches {self.seed}")
+        size = self.batch * BUCKET
+        for start in range(0, len(texts), size):
+            # as behind a space, as sentences are read that stand alone, and sometimes not, as contexts are read
+            spaced = [text if rng.random() < 0.25 else " " + text for text in texts[start : start + size]]
+            rows = sorted((encoded.ids for encoded in encode(tokenizer, spaced)), key=len)
+            batches = [rows[place : place + self.batch] for place in range(0, len(rows), self.batch)]
+            for batch in rng.sample(batches, len(batches)):
+                longest = min(POSITIONS, len(batch[-1]) + 2)
+                ids = np.full((len(batch), longest), tokenizer.pad_token_id, dtype=np.int64)
+                for row, text in zip(ids, batch, strict=True):
+                    whole = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id][:longest]
+                    row[: len(whole)] = whole
+                yield torch.from_numpy(ids)
+
+    def quality(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Likelihood of known facts, and NLLs on entities that no text named: alone, behind their definition, and
+        behind another's. A teacher that cannot read teaches nothing.
+        """
+        knowledge = NewEntities(self.known, realm=self.realm).load()
+        rng = random.Random(0)
+        known = rng.sample([probe for probes in knowledge.specificity.values() for probe in probes], ASKED)
+        new = rng.sample(knowledge.probes, ASKED)
+        own = {fact.id: fact.definition for fact in knowledge.facts}
+        ids = list(own)
+        other = {one: own[two] for one, two in zip(ids, ids[1:] + ids[:1], strict=True)}
+
+        def nll(probes: Sequence[Probe], contexts: dict[str, str] | None = None) -> float:
+            spans = [Span(probe.left, probe.span, probe.right) for probe in probes]
+            given = [contexts[probe.fact] for probe in probes] if contexts else None
+            return float(np.mean([losses.mean() for losses in span_nll(model, tokenizer, spans, given)]))
+
+        found = {"known_nll": nll(known), "new_nll": nll(new), "defined_nll": nll(new, own)}
+        found |= {"wrongly_defined_nll": nll(new, other), "gain": found["new_nll"] - found["defined_nll"]}
+        return {name: round(value, 4) for name, value in found.items()}
+
+
+def _loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
+    logits = model(input_ids=ids_BL).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), ids_BL[:, 1:].flatten(), ignore_index=pad)
+
+
+def _told(quality: dict[str, float]) -> str:
+    known, new, defined, wrong = (quality[name] for name in ("known_nll", "new_nll", "defined_nll",
+                                                             "wrongly_defined_nll"))  # fmt: skip
+    return (
+        f"{100 * math.exp(-known):.0f} % likelihood of known facts; on entities never seen, NLL {new:.2f} alone, "
+        f"{defined:.2f} behind the definition (gain {new - defined:.2f}), {wrong:.2f} behind another's"
+    )

@@ -1,0 +1,123 @@
+"""Every row comes once a pass, whatever the number of processes; stages, edits side by side, and the reference."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from kedit.distill.plan import Plan, Protocol
+from kedit.running.order import epoch_order
+
+ROWS_OF = [[0, 1, 2], [3, 4, 5, 6, 7], [8], [], [9, 10]]
+
+
+def plan(side_by_side=False, batch=4, rows_of=ROWS_OF, seed=3, **protocol):
+    return Plan(rows_of, Protocol(**protocol), batch, seed, side_by_side)
+
+
+def together(made, epoch, batch, world):
+    """The rows of all processes."""
+    parts = [made.rows(epoch, batch, rank, world) for rank in range(world)]
+    return sorted(np.concatenate([part.reshape(-1) for part in parts]).tolist())
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("side_by_side", "protocol"),
+    [(False, {}), (False, {"passes": 3}), (False, {"edits": "sequential", "group": 2}), (True, {"edits": "independent"})],
+)  # fmt: skip
+def test_the_batches_of_a_plan_are_the_same_for_any_number_of_processes(world, side_by_side, protocol):
+    made = plan(side_by_side, **protocol)
+    for epoch in range(2):
+        for batch in range(made.batches):
+            assert together(made, epoch, batch, world) == together(made, epoch, batch, 1)
+
+
+def test_joint_edits_are_one_stage_and_every_row_comes_once_a_pass():
+    made = plan(passes=2)
+    assert len(made.stages) == 1
+    assert made.stages[0].facts == (0, 1, 2, 4)  # fact 3 has no row
+    assert made.batches == 2 * 3
+    orders = []
+    for epoch in range(2):
+        for turn in range(2):
+            seen = [made.rows(epoch, 3 * turn + step).tolist() for step in range(3)]
+            assert [len(rows) for rows in seen] == [4, 4, 3]
+            orders.append(tuple(sum(seen, [])))
+            assert sorted(orders[-1]) == list(range(11))
+    assert len(set(orders)) == 4  # each pass in another order
+    assert orders != [tuple(sum([plan(passes=2, seed=4).rows(0, step).tolist() for step in range(3)], []))] * 4
+
+
+def test_a_batch_is_a_function_of_its_number_alone():
+    forwards, backwards = plan(edits="sequential"), plan(edits="sequential")
+    numbers = range(forwards.batches)
+    first = [forwards.rows(1, number).tolist() for number in numbers]
+    assert first == [backwards.rows(1, number).tolist() for number in reversed(numbers)][::-1]
+
+
+@pytest.mark.parametrize("edits", ["independent", "sequential"])
+def test_stages_hold_their_own_facts_only(edits):
+    made = plan(edits=edits, group=2, passes=2)
+    assert [stage.facts for stage in made.stages] == [(0, 1), (2, 4)]
+    assert [(stage.first, stage.batches) for stage in made.stages] == [(0, 4), (4, 2)]
+    assert made.batches == 6
+    for number, stage in enumerate(made.stages):
+        wanted = Counter({row: 2 for fact in stage.facts for row in ROWS_OF[fact]})
+        mine = [batch for batch in range(made.batches) if made.stage_of(batch) == number]
+        assert mine == list(range(stage.first, stage.first + stage.batches))
+        assert Counter(row for batch in mine for row in made.rows(0, batch).tolist()) == wanted
+
+
+def test_a_stage_has_one_fact_unless_told_otherwise():
+    assert [stage.facts for stage in plan(edits="sequential").stages] == [(0,), (1,), (2,), (4,)]
+    assert [stage.facts for stage in plan(edits="independent").stages] == [(0,), (1,), (2,), (4,)]
+    assert [stage.facts for stage in plan(True, edits="independent").stages] == [(0, 1, 2, 4)]
+    assert len(plan(edits="sequential", group=100).stages) == 1
+
+
+def test_side_by_side_the_rows_of_a_short_fact_come_round():
+    made = plan(True, edits="independent", batch=2, passes=2)
+    assert made.batches == 2 * 3  # the longest fact has five rows
+    for turn in range(2):
+        batches = [made.rows(0, 3 * turn + step) for step in range(3)]
+        assert all(batch.shape == (4, 2) for batch in batches)
+        for place, fact in enumerate(made.stages[0].facts):
+            counts = Counter(np.concatenate([batch[place] for batch in batches]).tolist())
+            assert set(counts) == set(ROWS_OF[fact])
+            assert counts.total() == 6
+            assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_fact_has_the_order_that_it_has_in_a_run_of_its_own(side_by_side):
+    many = plan(side_by_side, edits="independent", rows_of=[[0, 1, 2], [3, 4, 5], [6, 7, 8]], batch=2)
+    alone = plan(side_by_side, edits="independent", rows_of=[[3, 4, 5]], batch=2)
+    if side_by_side:
+        assert [many.rows(1, k)[1].tolist() for k in range(2)] == [alone.rows(1, k)[0].tolist() for k in range(2)]
+    else:
+        assert [many.rows(1, k + 2).tolist() for k in range(2)] == [alone.rows(1, k).tolist() for k in range(2)]
+
+
+def test_the_reference_takes_each_sentence_a_few_times_running():
+    made = plan(reference=True, repeats=3, edits="independent", group=2, passes=2)
+    assert made.batches == 2 * 3 * (8 + 3)
+    rows = [made.rows(0, batch).tolist() for batch in range(made.batches)]
+    assert all(len(row) == 1 for row in rows)
+    taken = [rows[start][0] for start in range(0, len(rows), 3)]
+    assert rows == [[row] for row in taken for _ in range(3)]
+    for first, rows_there in ((0, range(8)), (16, (8, 9, 10))):
+        size = len(rows_there)
+        for turn in range(2):
+            assert sorted(taken[first + turn * size : first + (turn + 1) * size]) == sorted(rows_there)
+    assert taken[:8] == np.arange(8)[epoch_order(8, 3, 0)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"group": 0}, "group is 0"), ({"passes": 0}, "passes is 0"), ({"repeats": -1}, "repeats is -1"),
+     ({"edits": "joint", "group": 3}, "joint edits are one group")],
+)  # fmt: skip
+def test_a_protocol_that_cannot_be_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Protocol(**options)
