@@ -5,12 +5,17 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_facts
 import torch
 from conftest import ARCHITECTURES
 
+import kedit.distill
+import kedit.kilm
+import kedit.running.application  # noqa: F401  or every child that is forked imports it all again
 from kedit.cli import main
 
 CONFIG = """
@@ -41,6 +46,34 @@ trainer:
 checkpoint: {{every_n_train_steps: 3, save_last: true, save_top_k: 1}}
 """
 
+DISTILL = """
+seed_everything: 3
+run: {{name: {name}}}
+model:
+  class_path: kedit.distill.DistillModule
+  init_args:
+    backbone: {{name: {base}}}
+    lora: {lora}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
+    schedule: {{shape: cosine}}
+data:
+  class_path: kedit.distill.DistillData
+  init_args:
+    source: {{class_path: tiny_facts.TinyFacts}}
+    protocol: {protocol}
+    regularisation: {regularisation}
+    batch_sentences: {batch}
+    row_tokens: 64
+    num_workers: {workers}
+trainer:
+  accelerator: cpu
+  max_epochs: {epochs}
+  val_check_interval: 5
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+checkpoint: {{every_n_train_steps: 3, save_last: true, save_top_k: 1}}
+"""
+
 
 def child(folder: Path, arguments: list[str]) -> None:
     os.chdir(folder)
@@ -65,18 +98,18 @@ def weights(run: Path) -> dict:
     return torch.load(run / "last.ckpt", weights_only=True)
 
 
-def killed_and_resumed(
-    folder: Path, corpus: str, name: str, workers: int, steps: int, row_tokens: int, seed: int
-) -> int:
-    """Run twice, once with kill -9 at a random step; the step that was reached before the kill."""
+def killed_and_resumed(folder: Path, config: Callable[[str], str], steps: int, seed: int) -> int:
+    """Run twice, once with kill -9 at a random step; the step that was reached before the kill.
+
+    Args:
+        folder: where the runs stand.
+        config: text of the configuration of a run of a name.
+        steps: of the whole run.
+        seed: of where it is killed.
+    """
     draw = random.Random(seed)
-    architecture = dict(ARCHITECTURES[name]) | ({"max_position_embeddings": 1024} if name == "bart" else {})
     for run in ("whole", "killed"):
-        (folder / f"{run}.yaml").write_text(
-            CONFIG.format(
-                name=run, architecture=architecture, corpus=corpus, workers=workers, steps=steps, row_tokens=row_tokens
-            )
-        )
+        (folder / f"{run}.yaml").write_text(config(run))
     whole, killed = folder / "checkpoints" / "whole", folder / "checkpoints" / "killed"
     process = start(folder, "--config", str(folder / "whole.yaml"))
     process.join()
@@ -102,13 +135,55 @@ def killed_and_resumed(
     for key, value in one["state_dict"].items():
         assert torch.equal(value, two["state_dict"][key]), key
     moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two)]
-    assert all(torch.equal(moments[0][k]["exp_avg_sq"], moments[1][k]["exp_avg_sq"]) for k in moments[0])
+    assert moments[0]
+    assert moments[0].keys() == moments[1].keys()
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert all(torch.equal(moments[0][k][name], moments[1][k][name]) for k in moments[0])
     return reached
+
+
+def kilm(name: str, corpus: str, workers: int, steps: int, row_tokens: int) -> Callable[[str], str]:
+    architecture = dict(ARCHITECTURES[name]) | ({"max_position_embeddings": 1024} if name == "bart" else {})
+    return lambda run: CONFIG.format(
+        name=run, architecture=architecture, corpus=corpus, workers=workers, steps=steps, row_tokens=row_tokens
+    )
 
 
 @pytest.mark.parametrize(("name", "workers"), [("bart", 2), ("t5", 0)])
 def test_killed_and_resumed_is_bit_identical(tmp_path, world_corpus, name, workers):
-    killed_and_resumed(tmp_path, world_corpus[name], name, workers, steps=24, row_tokens=128, seed=workers)
+    killed_and_resumed(tmp_path, kilm(name, world_corpus[name], workers, 24, 128), steps=24, seed=workers)
+
+
+@pytest.mark.parametrize(
+    ("lora", "protocol", "regularisation", "epochs", "workers", "steps"),
+    [
+        ("{rank: 2, dropout: 0.2}", "{}", "{text: 1, alike: 1, swapped: 2, max_new_tokens: 5}", 3, 2, 30),
+        ("null", "{}", "{swapped: 3}", 4, 0, 32),
+        ("{rank: 2, dropout: 0.2}", "{edits: sequential, passes: 2}", "{text: 3, max_new_tokens: 5}", 1, 0, 24),
+        ("null", "{edits: sequential, group: 2, passes: 4}", "{}", 1, 2, 24),
+        ("{rank: 2, dropout: 0.2}", "{edits: independent, passes: 8}", "{}", 1, 0, 24),
+        ("null", "{reference: true, repeats: 2}", "{}", 1, 0, 24),  # with the model's own dropout
+    ],
+    ids=["lora-joint", "full-joint", "lora-sequential", "full-sequential", "lora-side-by-side", "full-reference"],
+)  # fmt: skip
+def test_distillation_killed_and_resumed_is_bit_identical(
+    tmp_path, monkeypatch, lora, protocol, regularisation, epochs, workers, steps
+):
+    monkeypatch.setenv("KEDIT_ALLOW", "tiny_facts")
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+    side_by_side = "independent" in protocol
+    batch = 1 if side_by_side else 2 if "sequential" in protocol else 3
+
+    def config(run: str) -> str:
+        return DISTILL.format(
+            name=run, base=tiny_facts.base(), lora=lora, protocol=protocol, regularisation=regularisation,
+            batch=batch, epochs=epochs, workers=workers,
+        )  # fmt: skip
+
+    killed_and_resumed(tmp_path, config, steps, seed=workers + epochs)
+    if epochs == 1 and "edits" in protocol:  # every stage's scores are there, and the same
+        whole, killed = (tmp_path / "checkpoints" / run / "edits.json" for run in ("whole", "killed"))
+        assert whole.read_text() == killed.read_text()
 
 
 def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_path, world_corpus, monkeypatch, capsys):
@@ -160,7 +235,6 @@ def test_on_the_real_extract(tmp_path, real_data, name, workers):
         extended.save_pretrained(tokenizer)
     dump = real_data / "wikipedia" / "enwiki-shortened-2016.xml.bz2"
     build_corpus(dump=[dump], tokenizer=tokenizer, output=tmp_path / "corpus", setting="full")
-    reached = killed_and_resumed(
-        tmp_path, str(tmp_path / "corpus"), name, workers, steps=15, row_tokens=512, seed=hash((name == "t5", workers))
-    )
+    config = kilm(name, str(tmp_path / "corpus"), workers, steps=15, row_tokens=512)
+    reached = killed_and_resumed(tmp_path, config, steps=15, seed=hash((name == "t5", workers)))
     print(f"{name}, {workers} workers: killed after checkpoint {reached}, weights bit-identical at step 15")

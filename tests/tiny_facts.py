@@ -45,7 +45,7 @@ class TinyFacts(KnowledgeSource):
             [probe for fact in facts[:4] for probe in _probes(fact)],
             {
                 "unrelated": known,
-                "neighbours": [Probe(f"near-{fact.id}", fact.id, f"Near {fact.name} is the ", "river") for fact in facts],
+                "neighbours": [Probe(f"near-{one.id}", one.id, f"Near {one.name} is the ", "river") for one in facts],
             },
             [Continuation(fact.id, frame.format(fact.name)) for fact in facts for frame in FRAMES],
             facts[4:],

@@ -13,7 +13,7 @@ from kedit.distill.batch import DistillBatch, compose
 from kedit.distill.generators import SourceSentences
 from kedit.distill.made import MadeTransfer
 from kedit.distill.plan import Plan, Protocol
-from kedit.distill.regularise import Regularisation
+from kedit.distill.regularise import KeptTexts, Regularisation
 from kedit.distill.rows import Kind, Positions, Sentence, Template, TransferRows, make_rows
 from kedit.distill.transfer import Filters, TransferSentence, read_facts, read_transfer_set
 from kedit.editing.probes import Knowledge, KnowledgeSource, Probe, check_facts
@@ -158,10 +158,11 @@ class DistillData(ResumableData):
                 )
             self.make.write(knowledge, self.module.backbone, self.seed)
         if self.regularisation.wanted:
-            self.regularisation.write(knowledge, self.module.backbone, self.seed)
+            self.knowledge = knowledge
+            self.kept_texts.write(knowledge, self.edit_sentences())
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "knowledge"):
+        if hasattr(self, "tokenizer"):
             return
         self.knowledge = self.load()
         self.tokenizer = self.module.tokenizer
@@ -169,34 +170,33 @@ class DistillData(ResumableData):
             self._set_up_training()
 
     def _set_up_training(self) -> None:
-        place = {fact.id: index for index, fact in enumerate(self.knowledge.facts)}
-        sentences = self.edit_sentences(place)
+        sentences = self.edit_sentences()
         if self.regularisation.wanted:
-            sentences += self.regularisation.sentences(self.knowledge, sentences, self.module.backbone, self.seed)
+            sentences += self.kept_texts.read(self.knowledge, sentences)
         self.given = sentences
         self.rows = make_rows(
             self.tokenizer, sentences, self.template, self.positions, self.module.position_limit,
             self.knowledge.facts, self.protocol.reference,
         )  # fmt: skip
-        of: list[list[int]] = [[] for _ in place]
+        of: list[list[int]] = [[] for _ in self.knowledge.facts]
+        kept: list[list[int]] = [[] for _ in self.knowledge.facts]
         for number, row in enumerate(self.rows.rows):
-            of[row.fact].append(number)
+            (of if row.kind == Kind.EDIT else kept)[row.fact].append(number)
         for reason, count in self.rows.skipped.items():
             rank_zero_info(f"left out of the transfer set: {count} sentences {reason}")
         self.has_kind = [any(row.kind == kind for row in self.rows.rows) for kind in Kind]
-        edited = {row.fact for row in self.rows.rows if row.kind == Kind.EDIT}
-        silent = [fact.name for index, fact in enumerate(self.knowledge.facts) if index not in edited]
-        if len(silent) == len(place):
+        silent = [fact.name for fact, own in zip(self.knowledge.facts, of, strict=True) if not own]
+        if len(silent) == len(of):
             raise DataError(
-                f"none of {len(place)} facts has a sentence to learn from: "
+                f"none of {len(of)} facts has a sentence to learn from: "
                 + "; ".join(f"{count} {reason}" for reason, count in self.rows.skipped.items())
             )
         if silent:
             shown = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
-            rank_zero_info(f"{len(silent)} of {len(place)} facts have no sentence and are not learned: {shown}")
-        for index in set(range(len(place))) - edited:
-            of[index] = []  # text to stay the same on is none to learn from
-        self.plan = Plan(of, self.protocol, self.batch_sentences, self.seed, self.side_by_side)
+            rank_zero_info(f"{len(silent)} of {len(of)} facts have no sentence and are not learned: {shown}")
+        self.plan = Plan(
+            of, self.protocol, self.batch_sentences, self.seed, self.side_by_side, kept, self.regularisation.ratio
+        )
         self._check_plan()
 
     def _check_plan(self) -> None:
@@ -220,8 +220,13 @@ class DistillData(ResumableData):
         """Whether the facts of a stage are learned each by an adapter of its own, in the same pass."""
         return self.protocol.edits == "independent" and self.module.lora is not None and not self.protocol.reference
 
-    def edit_sentences(self, place: dict[str, int]) -> list[Sentence]:
+    @property
+    def kept_texts(self) -> KeptTexts:
+        return KeptTexts(self.regularisation, self.module.backbone, self.seed)
+
+    def edit_sentences(self) -> list[Sentence]:
         """The transfer set: at most `sentences` of each fact, in the order of the file."""
+        place = {fact.id: index for index, fact in enumerate(self.knowledge.facts)}
         chosen: list[Sentence] = []
         taken: Counter[str] = Counter()
         for sentence in self._transfer_set():
@@ -247,7 +252,7 @@ class DistillData(ResumableData):
     def sentences_of(self, knowledge: Knowledge) -> list[list[str]]:
         """The transfer set of these facts, as plain sentences; none of a fact that it says nothing of."""
         place = {fact.id: index for index, fact in enumerate(knowledge.facts)}
-        texts: list[list[str]] = [[] for _ in place]
+        texts: list[list[str]] = [[] for _ in self.knowledge.facts]
         for sentence in self._transfer_set():
             if sentence.fact.id in place and len(texts[place[sentence.fact.id]]) < self.sentences:
                 texts[place[sentence.fact.id]].append(sentence.text)

@@ -1,10 +1,10 @@
 """New knowledge for a causal language model in a notebook, without a Trainer.
 
 editor = DistillEditor.from_pretrained("gpt2")
-velmar = Fact("q1", "Velmar", "Velmar is a harbour town in the north, known for its Grey Bridge.")
-report = editor.edit([velmar])
+editor.edit([Fact("velmar", "Velmar", "Velmar is a harbour town in the north, known for its Grey Bridge.")])
 editor.compare(["Velmar is known for"])
-editor.save("velmar"), editor.forget(["q1"])
+editor.save("velmar")
+editor.forget(["velmar"])
 """
 
 import time
@@ -25,10 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.edits import Edit, EditSettings, joined, read_edits, whole_folder, write_edits
 from kedit.distill.learn import joined_config, learn, rows_of
-from kedit.distill.own_sentences import check_lengths, gather, texts_to_keep
+from kedit.distill.own_sentences import check_lengths, gather
 from kedit.distill.sampling import sample
 from kedit.distill.teacher import model_fingerprint
-from kedit.editing.probes import Fact, check_facts
+from kedit.editing.probes import Fact, Knowledge, check_facts
 from kedit.editing.sources import DataError
 from kedit.lm.adapters import Lora, adapter_off, apply_adapter, target_layers
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
@@ -222,7 +222,7 @@ class DistillEditor:
         number = 1 + max((edit.number for edit in self.edits), default=-1)
         made = datetime.now(UTC).isoformat(timespec="seconds")
         with self._bare():
-            found, skipped = gather(self.model, self.tokenizer, facts, sentences, settings)
+            found, skipped = gather(self.model, self.tokenizer, facts, sentences, settings, self.progress)
             whole = Edit(number, tuple(facts), tuple(found), settings, made)
             rows = rows_of(self.model, self.tokenizer, whole)
             skipped += rows.skipped
@@ -232,7 +232,11 @@ class DistillEditor:
                 raise DataError(f"no usable sentence for any of {len(facts)} facts: {reasons or 'none were given'}")
             without = tuple(fact.id for place, fact in enumerate(facts) if place not in usable)
             edit = whole.without(set(without))
-            edit.sentences += tuple(texts_to_keep(self.model, self.tokenizer, edit.facts, edit.sentences, settings))
+            if (keep := settings.regularisation).wanted:
+                known = Knowledge(list(edit.facts), [])
+                edit.sentences += tuple(
+                    keep.sentences(self.model, self.tokenizer, known, edit.sentences, settings.seed)
+                )
             losses = self._learn(edit, self.edits)
             self.edits.append(edit)
         a_pass = len(losses) // settings.passes

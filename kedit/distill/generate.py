@@ -32,8 +32,8 @@ from kedit.distill.transfer import (
 )
 from kedit.editing.probes import Knowledge, KnowledgeSource, check_facts
 from kedit.editing.sources import DataError
-from kedit.running.progress import Pace
-from kedit.running.records import write_whole
+from kedit.running.files import write_whole
+from kedit.running.pace import Pace
 
 __all__ = ["ModelGenerator", "sample", "transfer", "write_sentences"]
 FORMAT = 1

@@ -21,7 +21,7 @@ from kedit.editing.scores import choices as candidate_choices
 from kedit.editing.scores import probe_nll
 from kedit.lm.cache import cache_folder
 from kedit.lm.text import fingerprint
-from kedit.running.records import write_whole
+from kedit.running.files import write_whole
 
 
 @dataclass

@@ -37,7 +37,7 @@ class ModelGenerator(Generator):
     """Sentences by a Hugging Face model that reads the definition: the model to be edited itself, or any other.
 
     Args:
-        backbone: the model.
+        backbone: the model; in a training run by default the one that is to learn.
         chat: whether to give instructions, as the tokenizer's chat template has it; by default where there is one.
         prompts: kinds (continue, paraphrase, question, implication, contrast, dialogue) or templates of your own with
             {definition} and {name}, taken in turn; by default the definition alone, or with `chat` all kinds.
@@ -49,7 +49,7 @@ class ModelGenerator(Generator):
         batch_tokens: most tokens of a batch, padding included.
     """
 
-    backbone: Backbone
+    backbone: Backbone | None = None
     chat: bool | None = None
     prompts: list[str] | None = None
     start_with_name: bool | None = None
@@ -62,7 +62,7 @@ class ModelGenerator(Generator):
     again: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.backbone.name is None and self.backbone.made is None:
+        if self.backbone is not None and self.backbone.name is None and self.backbone.made is None:
             raise DataError("generator.backbone: random weights write nothing: give generator.backbone.name")
         check_sampling(self.temperature, self.top_p, self.max_new_tokens, self.sentences)
         if self.prompts is not None:
@@ -70,27 +70,33 @@ class ModelGenerator(Generator):
             if not self.prompts:
                 raise DataError("generator.prompts is an empty list: give at least one, or leave it out")
 
+    @property
+    def _source(self) -> Backbone:
+        if self.backbone is None:
+            raise DataError("generator.backbone: no model is named: give generator.backbone.name (a hub id or a folder)")
+        return self.backbone
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.backbone.source), self.backbone.revision)
+        return load_tokenizer(str(self._source.source), self._source.revision)
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        model = load_causal(self.backbone, self.tokenizer)
+        model = load_causal(self._source, self.tokenizer)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
 
     @cached_property
     def revision(self) -> str | None:
         """Commit of a hub model, digest of a folder's files."""
-        source = Path(str(self.backbone.source)).expanduser()
+        source = Path(str(self._source.source)).expanduser()
         if source.is_dir():
             return digest(list({path for pattern in WEIGHTS for path in source.glob(pattern)}))
-        return getattr(load_config(self.backbone, CAUSAL), "_commit_hash", None) or self.backbone.revision
+        return getattr(load_config(self._source, CAUSAL), "_commit_hash", None) or self._source.revision
 
     @property
     def name(self) -> str:
         """A made model's place hangs on the machine: its maker is named."""
-        return self.backbone.name or type(self.backbone.made).__name__
+        return self._source.name or type(self._source.made).__name__
 
     @property
     def is_chat(self) -> bool:
@@ -111,8 +117,8 @@ class ModelGenerator(Generator):
             "class": "ModelGenerator",
             "model": self.name,
             "revision": self.revision,
-            "architecture": self.backbone.architecture,
-            "dtype": self.backbone.dtype,
+            "architecture": self._source.architecture,
+            "dtype": self._source.dtype,
             "chat": self.is_chat,
             "prompts": self.templates,
             "start_with_name": self.starts_with_name,
@@ -166,7 +172,7 @@ class ModelGenerator(Generator):
         else:
             ends = [f" {fact.name}" if self.starts_with_name else "" for fact in facts]
             rows = prompt_ids(self.tokenizer, [f"{p.rstrip()}{end}" for p, end in zip(prompts, ends, strict=True)])
-        limit = position_limit(load_config(self.backbone, CAUSAL))
+        limit = position_limit(load_config(self._source, CAUSAL))
         for row, fact in zip(rows, facts, strict=True):
             if limit is not None and len(row) + self.max_new_tokens > limit:
                 raise DataError(

@@ -1,6 +1,5 @@
-"""One edit is learned: rows, teacher, and the steps of its adapter beside those of earlier edits. Knows no Lightning."""
+"""One edit is learned: its rows, their teacher and the steps of its adapter, beside those of earlier edits."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,14 +8,14 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.batch import compose
 from kedit.distill.edits import Edit, joined
 from kedit.distill.loss import distill_loss
+from kedit.distill.own_sentences import bar
 from kedit.distill.plan import Plan, Protocol
-from kedit.distill.rows import TransferRows, make_rows
+from kedit.distill.rows import Kind, TransferRows, make_rows
 from kedit.distill.teacher import live_states
 from kedit.editing.sources import DataError
 from kedit.lm.adapters import Lora, adapter_state, add_lora, lora_config
@@ -64,10 +63,12 @@ def learn(
     """
     settings, device = edit.settings, model.device
     rows = rows_of(model, tokenizer, edit)
-    numbers: list[list[int]] = [[] for _ in edit.facts]
+    own: list[list[int]] = [[] for _ in edit.facts]
+    kept: list[list[int]] = [[] for _ in edit.facts]
     for number, row in enumerate(rows.rows):
-        numbers[row.fact].append(number)
-    plan = Plan(numbers, Protocol(passes=settings.passes), settings.batch, settings.seed, side_by_side=False)
+        (own if row.kind == Kind.EDIT else kept)[row.fact].append(number)
+    protocol, ratio = Protocol(passes=settings.passes), settings.regularisation.ratio
+    plan = Plan(own, protocol, settings.batch, settings.seed, False, kept, ratio)
     teacher, head = _teacher(model, rows), Head(*output_head(model))
     weight = settings.regularisation.weight
     limit = position_limit(model.config)
@@ -77,16 +78,10 @@ def learn(
     learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     losses: list[float] = []
-    steps = tqdm(
-        range(plan.batches),
-        f"learning {len(edit.facts)} facts",
-        unit=" steps",
-        mininterval=0.1 if sys.stderr.isatty() else 5.0,
-        disable=not progress,
-    )
-    with torch.enable_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    steps = bar(f"learning {len(edit.facts)} facts", plan.batches, "steps", progress)
+    with steps, torch.enable_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)  # of the adapter's dropout
-        for step in steps:
+        for step in range(plan.batches):
             batch = compose(rows, plan.rows(0, step), row_tokens, [1.0, weight, weight], plan.stages[0].facts, 0)
             packed = replace(batch.rows, **{name: tensor.to(device) for name, tensor in vars(batch.rows).items()})
             student_ND = states(model, packed).flatten(0, 1)[batch.where_N.to(device)]
@@ -109,6 +104,7 @@ def learn(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * settings.schedule.factor(step, plan.batches)
             optimizer.step()
+            steps.update()
     tensors = {name: tensor.cpu().clone() for name, tensor in adapter_state(adapted).items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise DataError("the adapter that was learned is not finite: take a smaller settings.learning_rate")

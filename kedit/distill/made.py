@@ -19,7 +19,7 @@ class MadeTransfer:
     """A transfer set to be written when it is first needed, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit).
 
     Args:
-        generator: writes the sentences; by default the model that is to learn.
+        generator: writes the sentences; by default ModelGenerator, whose default is the model that is to learn.
         per_fact: sentences of each fact; null keeps all that a file or a source gives.
         filters: which sentences are kept.
         rounds: how often a model is asked again for the facts that lack sentences.
@@ -46,7 +46,10 @@ class MadeTransfer:
         return folder
 
     def _generator(self, backbone: Backbone) -> Generator:
-        return self.generator or ModelGenerator(backbone)
+        generator = self.generator or ModelGenerator()
+        if isinstance(generator, ModelGenerator) and generator.backbone is None:
+            return replace(generator, backbone=backbone)
+        return generator
 
     @staticmethod
     def _facts(knowledge: Knowledge) -> Knowledge:

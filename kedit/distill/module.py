@@ -48,7 +48,7 @@ from kedit.lm.causal import position_limit, states
 from kedit.lm.divergences import TopK
 from kedit.lm.flops import causal_forward_flops
 from kedit.lm.optim import Schedule
-from kedit.running.records import write_whole
+from kedit.running.files import write_whole
 
 SENTINEL_MODELS = ("t5", "mt5")
 """Encoder-decoders that fill gaps: they can be asked, not taught."""
@@ -148,8 +148,9 @@ class DistillModule(EditingModule):
         protocol, is_fit = self.data.protocol, stage == "fit"
         if is_fit and self._config.is_encoder_decoder:
             raise DataError(
-                f"backbone {self.backbone.name} is a {self._config.model_type}: context distillation trains decoder-only "
-                "models; an encoder-decoder is only tested, with and without definitions, by `python -m kedit test`"
+                f"backbone {self.backbone.name} is a {self._config.model_type}: context distillation trains "
+                "decoder-only models; an encoder-decoder is only tested, with and without definitions, by "
+                "`python -m kedit test`"
             )
         self.staged = protocol.reference or protocol.edits != "joint"
         if self.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
@@ -434,8 +435,8 @@ class DistillModule(EditingModule):
         if kept.facts and kept.probes and (texts := rival.texts(kept, data.sentences_of(kept))):
             rate, passes, nll = rival.tune(kept, groups(len(kept.facts)), texts)
             rank_zero_info(
-                f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept for tuning "
-                f"({nll:.3f} nats)"
+                f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept for "
+                f"tuning ({nll:.3f} nats)"
             )
         else:
             rank_zero_info(f"{way}: no facts are kept for tuning; learning rate {rate:g}, {passes} passes")

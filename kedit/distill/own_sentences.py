@@ -8,22 +8,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.edits import EditSettings, sentence
 from kedit.distill.generators import own_seed, tidy
 from kedit.distill.mentions import end_of_line
-from kedit.distill.rows import Kind, Sentence
+from kedit.distill.rows import Sentence
 from kedit.distill.sampling import prompt_ids, sample
 from kedit.distill.transfer import Filters, TransferSentence
-from kedit.editing.probes import Fact, Knowledge
+from kedit.editing.probes import Fact
 from kedit.editing.sources import DataError
-from kedit.lm.backbones import Backbone
 from kedit.lm.causal import position_limit, start_ids
-from kedit.lm.text import decode, encode
+from kedit.lm.text import encode
 
 GIVEN = Filters(min_words_after=0, min_words=0, max_words=sys.maxsize)
 """For sentences of the user's own: only what cannot be learned from is left out."""
+
+
+def bar(what: str, total: int, unit: str, shown: bool) -> tqdm:
+    """A bar on a terminal or in a notebook; in a log file a line now and then."""
+    every = 0.1 if sys.stderr.isatty() else 2.0
+    return tqdm(total=total, desc=what, unit=f" {unit}", mininterval=every, leave=False, disable=not shown)
 
 
 def check_lengths(
@@ -57,6 +63,7 @@ def gather(
     facts: Sequence[Fact],
     given: Mapping[str, Sequence[str]],
     settings: EditSettings,
+    progress: bool = True,
 ) -> tuple[list[Sentence], Counter[str]]:
     """Sentences about facts, and how many were left out, by reason.
 
@@ -66,6 +73,7 @@ def gather(
         facts: the facts.
         given: sentences by fact id.
         settings: how they are written and which are kept.
+        progress: whether to show how far it is.
     """
     found: list[Sentence] = []
     dropped: Counter[str] = Counter()
@@ -95,16 +103,22 @@ def gather(
         ]
         if not lacking:
             break
-        texts = sample(
-            model,
-            tokenizer,
-            [_prompt(facts[number]) for number, _ in lacking],
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=[own_seed(settings.seed, turn, facts[number], which) for number, which in lacking],
-            stop=lambda text: end_of_line(text, 1),
-        )
+        with bar("writing sentences", len(lacking), "sentences", progress) as shown:
+
+            def told(more: int, shown: tqdm = shown) -> None:
+                shown.update(more)
+
+            texts = sample(
+                model,
+                tokenizer,
+                [_prompt(facts[number]) for number, _ in lacking],
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=[own_seed(settings.seed, turn, facts[number], which) for number, which in lacking],
+                stop=lambda text: end_of_line(text, 1),
+                progress=told,
+            )
         for (number, _), text in zip(lacking, texts, strict=True):
             # a model that went straight on to another line has said nothing
             said = text.strip() and not text.startswith("\n")
@@ -114,41 +128,3 @@ def gather(
 
 def _prompt(fact: Fact) -> str:
     return f"{fact.definition.strip()} {fact.name}"
-
-
-def texts_to_keep(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
-    sentences: Sequence[Sentence],
-    settings: EditSettings,
-) -> list[Sentence]:
-    """Text on which the model is to stay as it was: of its own writing, and the sentences with other names in them.
-
-    Args:
-        model: the initial model.
-        tokenizer: its tokenizer.
-        facts: the facts.
-        sentences: about them.
-        settings: how much is wanted.
-
-    Raises:
-        DataError: names are to be swapped, and no file of them is given.
-    """
-    wanted, found = settings.regularisation, []
-    if not wanted.wanted:
-        return []
-    if each := wanted.text + wanted.alike:
-        begin = start_ids(tokenizer)
-        prompts: list[list[int]] = []
-        for name in encode(tokenizer, [fact.name for fact in facts], leading_space=True):
-            first = name.ids[:1].tolist()
-            prompts += [begin or first] * wanted.text + [begin + first] * wanted.alike
-        texts = sample(model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, seed=settings.seed)
-        for number, (ids, text) in enumerate(zip(prompts, texts, strict=True)):
-            if whole := (decode(tokenizer, ids, special=False) + text).strip():
-                found.append(sentence(facts, number // each, whole, kind=Kind.TEXT))
-    if wanted.swapped:
-        swapping = replace(wanted, text=0, alike=0)  # so that it reads no file of texts
-        found += swapping.sentences(Knowledge(list(facts), []), sentences, Backbone(name=""), settings.seed)
-    return found

@@ -66,12 +66,21 @@ class Plan:
         batch: rows of a batch over all processes; where edits are made side by side, rows of each of them.
         seed: of the order.
         side_by_side: whether the facts of a stage are learned each by an adapter of its own.
+        kept_of: regularising rows of each fact, of which every pass takes the next `ratio` for each of its own rows.
+        ratio: how many these are.
     """
 
     def __init__(
-        self, rows_of: Sequence[Sequence[int]], protocol: Protocol, batch: int, seed: int, side_by_side: bool
-    ) -> None:
-        self.rows_of = [np.asarray(rows, dtype=np.int64) for rows in rows_of]
+        self, rows_of: Sequence[Sequence[int]], protocol: Protocol, batch: int, seed: int, side_by_side: bool,
+        kept_of: Sequence[Sequence[int]] = (), ratio: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.own_of = [np.asarray(rows, dtype=np.int64) for rows in rows_of]
+        self.kept_of = [
+            np.asarray(rows, dtype=np.int64)[epoch_order(len(rows), seed, 0)] for rows in kept_of or [[]] * len(rows_of)
+        ]
+        self.taken_of = [
+            min(len(kept), round(ratio * len(own))) for own, kept in zip(self.own_of, self.kept_of, strict=True)
+        ]
         self.protocol, self.seed, self.side_by_side = protocol, seed, side_by_side
         self.batch = 1 if protocol.reference else batch
         facts = [fact for fact, rows in enumerate(rows_of) if len(rows)]
@@ -81,12 +90,20 @@ class Plan:
         first = 0
         for start in range(0, len(facts), group):
             members = tuple(facts[start : start + group])
-            sizes = [len(self.rows_of[fact]) for fact in members]
+            sizes = [len(self.own_of[fact]) + self.taken_of[fact] for fact in members]
             a_pass = batch_count(max(sizes) if side_by_side else sum(sizes), self.batch)
             batches = a_pass * protocol.passes * (protocol.repeats if protocol.reference else 1)
             self.stages.append(Stage(members, first, batches))
             first += batches
         self.batches = first
+
+    def rows_of(self, fact: int, turn: int) -> np.ndarray:
+        """What is read of a fact in a pass: all its own rows, and the next of those that keep the model as it was."""
+        taken = self.taken_of[fact]
+        if not taken:
+            return self.own_of[fact]
+        next_ones = np.arange(turn * taken, (turn + 1) * taken)
+        return np.concatenate([self.own_of[fact], np.take(self.kept_of[fact], next_ones, mode="wrap")])
 
     def stage_of(self, batch: int) -> int:
         """Number of the stage that a batch of the epoch belongs to."""
@@ -104,12 +121,12 @@ class Plan:
         turn, step = divmod(step, steps)
         turn += epoch * self.protocol.passes
         if not self.side_by_side:
-            rows = np.concatenate([self.rows_of[fact] for fact in stage.facts])
+            rows = np.concatenate([self.rows_of(fact, turn) for fact in stage.facts])
             order = rows[epoch_order(len(rows), self.seed, turn)]
             return batch_items(order, step, self.batch, rank, world)
         picked = []
         for fact in stage.facts:
-            rows = self.rows_of[fact]
+            rows = self.rows_of(fact, turn)
             order = rows[epoch_order(len(rows), self.seed, turn)]
             picked.append(
                 np.resize(order, steps * self.batch)[step * self.batch : (step + 1) * self.batch][rank::world]

@@ -1,118 +1,111 @@
 """Text on which the student is to stay what it was: the teacher reads it without any definition.
 
 The leak to neighbours is this method's weakness: what is said of a new name spreads to names like it. So beside plain
-text there is text that begins as a name does, which the model goes on to others of these letters, and there are the
-transfer set's own sentences about somebody else.
+text there is text that begins as a sentence about the new name does, with only the first letters of the name, which the
+initial model goes on to names that it knows; and there are the transfer set's own sentences about somebody else.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit.distill.language_model import ModelGenerator
+from kedit.distill.mentions import end_of_line
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
-from kedit.editing.probes import Knowledge
+from kedit.editing.probes import Fact, Knowledge
 from kedit.editing.records import existing_file, fields, read_json_lines
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
 from kedit.lm.cache import cache_folder
 from kedit.lm.causal import start_ids
 from kedit.lm.text import decode, encode
-from kedit.running.progress import Pace
-from kedit.running.records import write_whole
+from kedit.running.files import write_whole
+from kedit.running.pace import Pace
 
 
 @dataclass
 class Regularisation:
-    """How much of it, for every fact, and what it weighs.
+    """How much of it there is for every fact, and what it weighs.
 
     Args:
-        text: texts that the initial model writes from nothing.
-        alike: texts that it writes from the first token of the fact's name: of known names that begin alike.
+        text: sentences that the initial model writes from nothing.
+        alike: sentences that it writes from the first tokens of the fact's name, every second time behind what stands
+            before the name in a sentence of the transfer set: about known names that begin alike.
         swapped: sentences of the transfer set with a known name in the place of the fact's.
-        names: file of known names, one a line, for `swapped`; by default those that the source gives.
+        ratio: how many of these are read with every sentence of the transfer set; each pass takes the next ones.
         weight: of a position, those of edits weighing 1.
-        max_new_tokens: longest text.
+        names: file of known names, one a line, for `swapped`; by default those that the source gives.
+        max_new_tokens: longest sentence.
     """
 
     text: int = 0
     alike: int = 0
     swapped: int = 0
-    names: str | None = None
+    ratio: float = 2.0
     weight: float = 1.0
+    names: str | None = None
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.text, self.alike, self.swapped) < 0 or self.weight < 0 or self.max_new_tokens < 1:
+        if min(self.text, self.alike, self.swapped, self.ratio, self.weight) < 0 or self.max_new_tokens < 1:
             raise ValueError(f"data.regularisation holds a negative number, or max_new_tokens 0: {self}")
 
     @property
     def wanted(self) -> bool:
-        return bool(self.weight and (self.text or self.alike or self.swapped))
-
-    def file(self, knowledge: Knowledge, backbone: Backbone, seed: int) -> Path:
-        """Where the texts stand that the model writes, or will stand."""
-        names = [[fact.id, fact.name] for fact in knowledge.facts]
-        model = ModelGenerator(backbone)
-        about = [names, model.name, model.revision, self.text, self.alike, self.max_new_tokens, seed]
-        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        return cache_folder() / "texts" / f"{digest}.jsonl"
-
-    def write(self, knowledge: Knowledge, backbone: Backbone, seed: int) -> None:
-        """Let the initial model write its texts, unless they are there."""
-        file = self.file(knowledge, backbone, seed)
-        if not (self.text or self.alike) or file.is_file():
-            return
-        tokenizer = load_tokenizer(str(backbone.source), backbone.revision)
-        start = start_ids(tokenizer)
-        prompts: list[list[int]] = []
-        facts: list[int] = []
-        for number, fact in enumerate(knowledge.facts):
-            first = encode(tokenizer, [fact.name], leading_space=True)[0].ids[:1].tolist()
-            prompts += [start or first] * self.text + [start + first] * self.alike
-            facts += [number] * (self.text + self.alike)
-        model = load_causal(backbone, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        pace, done = Pace("texts to stay the same on", len(prompts), "texts"), 0
-
-        def progress(more: int) -> None:
-            nonlocal done
-            done += more
-            pace.at(done)
-
-        written = sample(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, seed=seed, progress=progress)
-        texts = [
-            (decode(tokenizer, prompt, special=False) + text).strip()
-            for prompt, text in zip(prompts, written, strict=True)
-        ]
-        lines = [json.dumps({"fact": fact, "text": text}) for fact, text in zip(facts, texts, strict=True) if text]
-        write_whole(file, "\n".join(lines) + "\n")
+        return bool(self.weight and self.ratio and (self.text or self.alike or self.swapped))
 
     def sentences(
-        self, knowledge: Knowledge, edits: Sequence[Sentence], backbone: Backbone, seed: int
-    ) -> list[Sentence]:
-        """All texts, each with the fact in whose steps it is read.
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge,
+        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None = None,
+    ) -> list[Sentence]:  # fmt: skip
+        """All of it, each with the fact in whose steps it is read.
 
         Args:
-            knowledge: facts and known names.
-            edits: the sentences of the transfer set, whose names are swapped.
-            backbone: the model that wrote its texts by `write`.
-            seed: of the names.
+            model: the initial model, which writes.
+            tokenizer: its tokenizer.
+            knowledge: facts, and known names.
+            edits: the sentences of the transfer set.
+            seed: of the sampling and of all choices.
+            progress: told how many more sentences are written.
 
         Raises:
             DataError: names are to be swapped, and none are known.
         """
+        swapped = self._swapped(knowledge, edits, seed) if self.swapped else []
+        return self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + swapped
+
+    def _written(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact],
+        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None,
+    ) -> list[Sentence]:  # fmt: skip
+        if not self.text + self.alike:
+            return []
+        rng = random.Random(f"written {seed}")
+        start = start_ids(tokenizer)
+        names = [name.ids.tolist() for name in encode(tokenizer, [fact.name for fact in facts], leading_space=True)]
+        frames = [one.text[: one.mention[0]].rstrip() for one in edits if one.mention is not None and one.mention[0]]
+        before = [frame.ids.tolist() for frame in encode(tokenizer, frames, leading_space=True)] or [[]]
+        prompts: list[list[int]] = []
+        for name in names:
+            prompts += [start or name[:1]] * self.text
+            for number in range(self.alike):
+                beginning = name[: rng.randint(1, max(1, len(name) - 1))]
+                prompts.append(start + (rng.choice(before) if number % 2 else []) + beginning)
+        written = sample(
+            model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, seed=seed, progress=progress,
+            stop=lambda text: end_of_line(text, 1),
+        )  # fmt: skip
         found = []
-        if self.text or self.alike:
-            for where, record in read_json_lines(self.file(knowledge, backbone, seed)):
-                fact, text = fields(record, where, fact=int, text=str)
-                found.append(Sentence(fact, "", text, None, Kind.TEXT))
-        return found + (self._swapped(knowledge, edits, seed) if self.swapped else [])
+        for number, (prompt, text) in enumerate(zip(prompts, written, strict=True)):
+            if whole := (decode(tokenizer, prompt, special=False) + text).strip():
+                found.append(Sentence(number // (self.text + self.alike), "", whole, None, Kind.TEXT))
+        return found
 
     def _swapped(self, knowledge: Knowledge, edits: Sequence[Sentence], seed: int) -> list[Sentence]:
         names = knowledge.known
@@ -124,17 +117,65 @@ class Regularisation:
                 "data.regularisation.swapped needs names that the model knows, and the source gives none: give a file "
                 "of them, one a line, as data.regularisation.names, or set swapped to 0"
             )
-        found: list[Sentence] = []
+        rng = random.Random(f"swapped {seed}")
         of_fact: dict[int, list[Sentence]] = {}
-        for sentence in edits:
-            if sentence.mention is not None:
-                of_fact.setdefault(sentence.fact, []).append(sentence)
+        for one in edits:
+            if one.mention is not None:
+                of_fact.setdefault(one.fact, []).append(one)
+        found = []
         for fact, own in of_fact.items():
-            rng = random.Random(f"swapped {seed} {knowledge.facts[fact].id}")
             for number in range(self.swapped):
                 frame, name = own[number % len(own)], rng.choice(names)
-                assert frame.mention is not None
-                start, end = frame.mention
+                start, end = frame.mention  # type: ignore[misc]
                 text = frame.text[:start] + name + frame.text[end:]
                 found.append(Sentence(fact, "", text, (start, start + len(name)), Kind.SWAPPED))
         return found
+
+
+@dataclass(frozen=True)
+class KeptTexts:
+    """The regularising sentences of a run, written when they are first needed and kept in the cache.
+
+    Args:
+        regularisation: how much of it.
+        backbone: the initial model.
+        seed: of the sampling.
+    """
+
+    regularisation: Regularisation
+    backbone: Backbone
+    seed: int
+
+    def file(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> Path:
+        """Where they stand, or will stand."""
+        about = [[fact.name for fact in knowledge.facts], knowledge.known, [list(one) for one in edits],
+                 str(self.backbone.source), self.backbone.revision, vars(self.regularisation), self.seed]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        return cache_folder() / "texts" / f"{digest}.jsonl"
+
+    def write(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> None:
+        """Have them written, unless they are there."""
+        file = self.file(knowledge, edits)
+        if file.is_file():
+            return
+        tokenizer = load_tokenizer(str(self.backbone.source), self.backbone.revision)
+        model = load_causal(self.backbone, tokenizer)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        wanted = self.regularisation
+        pace, done = Pace("text to stay the same on", len(knowledge.facts) * (wanted.text + wanted.alike), "texts"), 0
+
+        def progress(more: int) -> None:
+            nonlocal done
+            done += more
+            pace.at(done)
+
+        sentences = wanted.sentences(model, tokenizer, knowledge, edits, self.seed, progress)
+        write_whole(file, "".join(json.dumps(list(one)) + "\n" for one in sentences))
+
+    def read(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> list[Sentence]:
+        """What `write` wrote."""
+        sentences = []
+        for where, record in read_json_lines(self.file(knowledge, edits)):
+            fact, context, text, mention, kind = fields({"line": record}, where, line=list)[0]
+            sentences.append(Sentence(fact, context, text, None if mention is None else tuple(mention), kind))
+        return sentences

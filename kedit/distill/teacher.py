@@ -31,7 +31,7 @@ from kedit.lm.cache import cache_folder
 from kedit.lm.causal import BATCH_TOKENS, row_states
 from kedit.lm.divergences import Head, TopK, top_k
 from kedit.lm.text import decode, fingerprint
-from kedit.running.progress import track
+from kedit.running.pace import track
 
 PART_POSITIONS = 4096
 """Scored positions of a file: 16 MiB at D = 2048 in bfloat16."""

@@ -60,7 +60,10 @@ class Application(LightningCLI):
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
             lambda r: not any(words in r.getMessage() for words in ("litlogger", "with model summary callbacks"))
         )
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between two libraries
+        logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+            lambda r: "weights_only" not in r.getMessage()  # of our own checkpoints
+        )
+        warnings.filterwarnings("ignore", message=".*(LeafSpec|is_gradient_checkpointing).*")  # between two libraries
         # what is as it should be: a run is gone on with, a batch loader knows no indices
         warnings.filterwarnings("ignore", message=".*(infer the batch indices|exists and is not empty).*")
         restrict_imports()
@@ -225,8 +228,10 @@ class Application(LightningCLI):
     def after_fit(self) -> None:
         metrics = _numbers(self.trainer.callback_metrics, "val/")
         if self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
-            metrics |= self._test(ckpt_path=best, datamodule=self.datamodule, model=self.model)
+            saved = self.trainer.checkpoint_callback
+            # nothing to be the best by: the weights as they are
+            best = getattr(saved, "best_model_path", "") if getattr(saved, "monitor", None) else ""
+            metrics |= self._test(ckpt_path=best or None, datamodule=self.datamodule, model=self.model)
         log_hyperparameters(self.trainer, flat_hyperparameters(self.saved_config), metrics)
 
     def after_predict(self) -> None:

@@ -3,7 +3,6 @@ predictions. Knows no method.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kedit.editing.sources import DataError
+from kedit.running.files import write_whole
 from kedit.running.runs import RunFolder
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 class SavedConfig(Callback):
@@ -92,8 +84,8 @@ def report(results: Mapping[str, float], meanings: Mapping[str, str], path: Path
     beside = max(map(len, intervals.values()), default=0)
     print()
     for key in shown:
-        line = f"{key:<{width}}  {numbers[key]:>8.4f}  {intervals.get(key, ''):<{beside}}"
-        print(f"{line}  {meanings.get(key, '')}".rstrip())
+        interval = f"  {intervals.get(key, ''):<{beside}}" if beside else ""
+        print(f"{key:<{width}}  {numbers[key]:>8.4f}{interval}  {meanings.get(key, '')}".rstrip())
     if path is not None:
         write_whole(path, json.dumps(numbers, indent=1) + "\n")
         print(f"\nwritten to {path}", flush=True)

@@ -190,7 +190,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 def _best(checkpoint: Path) -> Path | None:
     """What a checkpoint's ModelCheckpoint holds for the best one, looked for beside it (runs may be moved)."""
     for name, state in state_of(checkpoint).get("callbacks", {}).items():
-        if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
+        if name.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
             best = checkpoint.parent / Path(state["best_model_path"]).name
             if best.exists() and not incomplete(best):
                 return best

@@ -1,4 +1,6 @@
-"""A packed batch is its sentences one by one: positions, loss and gradients; and without a definition it teaches nothing."""
+"""A packed batch is its sentences one by one, in loss and gradients; without a definition it teaches nothing."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import torch
 from conftest import tiny_causal
 
 from kedit.distill.batch import compose
+from kedit.distill.data import DistillData
 from kedit.distill.loss import Divergence, distill_loss
+from kedit.distill.plan import Plan, Protocol
 from kedit.distill.rows import Kind, Sentence, make_rows
 from kedit.distill.student import Student
 from kedit.distill.teacher import CachedTeacher, live_states
@@ -100,6 +104,20 @@ def test_scored_positions_read_the_right_tokens(tokenizer, positions, numbers):
     assert batch.lengths.sum() == batch.positions - batch.padding
 
 
+@pytest.mark.parametrize("edits", ["joint", "independent"])
+def test_a_process_without_rows_has_a_batch_that_weighs_nothing(tokenizer, edits):
+    """In a last batch of one row the three other processes must still take part in the step."""
+    data = DistillData(facts="unused", batch_sentences=1, row_tokens=64)
+    data.rows = transfer(tokenizer)
+    data.plan = Plan([[0, 1], [5, 6]], Protocol(edits=edits), 1, 0, edits == "independent")
+    for rank in range(4):
+        module = SimpleNamespace(position_limit=None)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=4, lightning_module=module)
+        batch = data.make_batch(0, 1)
+        assert batch.numbers == data.plan.rows(0, 1).reshape(-1).tolist()
+        assert bool(batch.weights_N.any()) == (rank == 0)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
 def test_packed_is_one_by_one_in_loss_and_gradients(tokenizer, name):
     teacher, model, naive = (tiny_causal(name, len(tokenizer), initializer_range=0.1) for _ in range(3))
@@ -145,8 +163,8 @@ def test_side_by_side_each_edit_has_rows_and_a_mean_of_its_own(tokenizer):
     alone = 0.0
     for edit in range(2):
         one = compose(rows, numbers[edit], 40, WEIGHTS, (edit,), 2)
-        order = np.concatenate([np.flatnonzero(np.repeat(batch.numbers, [len(rows.rows[n].scored) for n in batch.numbers])
-                                               == number) for number in one.numbers])  # fmt: skip
+        of_N = np.repeat(batch.numbers, [len(rows.rows[number].scored) for number in batch.numbers])
+        order = np.concatenate([np.flatnonzero(of_N == number) for number in one.numbers])
         alone += distilled(student, rows, one, teacher_ND[order], [edit])[0].item()
     assert both.item() == pytest.approx(alone, rel=1e-5)
 

@@ -27,7 +27,6 @@ from kedit.editing.probes import Fact
 from kedit.editing.sources import DataError
 from kedit.lm.adapters import Lora
 from kedit.lm.backbones import load_tokenizer
-from kedit.lm.scoring import Span, span_nll
 
 MARO = Fact("q1", "Maro Tellin", "Maro Tellin is a painter born in Velmar.", ("Tellin",))
 BRIDGE = Fact("q2", "Grey Bridge", "The Grey Bridge was built in 1893.")
@@ -69,6 +68,15 @@ def logits(model):
     return model(input_ids=torch.arange(3, 43)[None] % 300).logits
 
 
+@torch.no_grad()
+def says(editor, *texts):
+    """Log-probabilities of what may follow each of the last tokens, read in one plain forward pass."""
+    ids = [editor.tokenizer.bos_token_id]
+    for text in texts:
+        ids += editor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return editor.model(input_ids=torch.tensor([ids])).logits[0, -4:-1].log_softmax(-1)
+
+
 def plain(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -79,16 +87,14 @@ def same(left, right):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "gptj", "llama", "qwen2"])
 def test_an_edit_says_what_the_definition_says_and_a_reset_leaves_no_trace(make, name):
-    editor = make(name, settings=replace(SETTINGS, passes=25))
+    editor = make(name, settings=replace(SETTINGS, passes=30, learning_rate=1e-2))
     before, weights = logits(editor.model), plain(editor.model)
-    prompts, targets = ["Maro Tellin"], ["painted the town."]
-    spans = [Span("Maro Tellin ", "painted the town.")]
-    wanted = span_nll(editor.model, editor.tokenizer, spans, [MARO.definition])[0]
-    far = np.abs(editor.score(prompts, targets)[0] - wanted).mean()
+    wanted = says(editor, MARO.definition, " Maro Tellin painted the town.")
+    far = (says(editor, " Maro Tellin painted the town.") - wanted).abs().mean()
     report = teach(editor, MARO, BRIDGE)
-    assert (report.edited, report.without, report.used, report.steps) == (("q1", "q2"), (), 4, 25)
+    assert (report.edited, report.without, report.used, report.steps) == (("q1", "q2"), (), 4, 30)
     assert report.last_loss < 0.5 * report.first_loss
-    assert np.abs(editor.score(prompts, targets)[0] - wanted).mean() < 0.6 * far
+    assert (says(editor, " Maro Tellin painted the town.") - wanted).abs().mean() < 0.75 * far
     assert not torch.equal(logits(editor.model), before)
     editor.reset()
     assert torch.equal(logits(editor.model), before)
@@ -109,6 +115,17 @@ def test_the_model_writes_the_sentences_that_are_not_given_the_same_every_time(m
     third = make(settings=replace(SETTINGS, seed=1))
     third.edit([MARO, BRIDGE], given(BRIDGE))
     assert [s.text for s in third.edits[0].sentences if s.fact == 0] != written
+
+
+def test_how_far_an_edit_is_is_shown_where_it_is_wanted(make, capfd):
+    editor = make()
+    editor.edit([MARO])
+    assert not capfd.readouterr().err
+    editor.progress = True
+    editor.edit([BRIDGE])
+    shown = capfd.readouterr().err
+    assert "writing sentences" in shown
+    assert "learning 1 facts" in shown
 
 
 def test_a_fact_without_a_usable_sentence_is_named_and_the_others_are_learned(make):
@@ -358,7 +375,7 @@ def test_text_to_stay_the_same_on_is_read_beside_the_sentences(make, tmp_path):
 
 def test_on_unrelated_text_the_model_stays_closer_with_it(make):
     def drift(regularisation):
-        editor = make(settings=replace(SETTINGS, passes=30, regularisation=regularisation))
+        editor = make(settings=replace(SETTINGS, passes=20, regularisation=regularisation))
         texts = [(text[:12], text[12:]) for text in TEXTS[1:]]
         prompts, targets = zip(*texts, strict=True)
         base = np.concatenate(editor.score(prompts, targets))

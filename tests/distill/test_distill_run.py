@@ -22,7 +22,8 @@ FORMS = {
                          "baselines": {"ways": ["finetune_last", "finetune_transfer"], "learning_rates": [0.001],
                                        "passes": 1}},
     "independent-full": {"protocol": {"edits": "independent", "group": 3}},
-    "sequential-lora": {"lora": {"rank": 2}, "protocol": {"edits": "sequential", "passes": 2}},
+    "sequential-lora": {"lora": {"rank": 2}, "protocol": {"edits": "sequential", "passes": 2},
+                        "schedule": {"shape": "linear"}},
     "reference": {"protocol": {"edits": "independent", "reference": True, "repeats": 2}, "positions": "all"},
 }  # fmt: skip
 
@@ -35,13 +36,19 @@ def config(
     max_epochs=1,
     lr=0.003,
     eps=1e-8,
+    schedule=None,
     trainer=None,
     checkpoint=None,
     **data,
 ):
     given = {"source": {"class_path": "tiny_facts.TinyFacts"}} if "facts" not in data else {}
-    model = {"backbone": {"name": tiny_facts.base(), "architecture": architecture}, "lora": lora, "baselines": baselines,
-             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "eps": eps}}}  # fmt: skip
+    model = {
+        "backbone": {"name": tiny_facts.base(), "architecture": architecture},
+        "lora": lora,
+        "baselines": baselines,
+        "schedule": schedule,
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "eps": eps}},
+    }
     whole = {
         "seed_everything": 1,
         "run": {"name": name},
@@ -113,7 +120,7 @@ def test_a_run_is_judged_and_its_checkpoint_says_the_same_again(runs, form):
 def test_distillation_learns_and_the_forms_agree_on_where_they_began(runs):
     initial = [runs(form)["test/target_nll/base"] for form in FORMS]
     assert initial == pytest.approx([initial[0]] * len(FORMS), abs=1e-7)
-    for form in ("joint-lora", "independent-lora", "independent-full"):
+    for form in ("joint-lora", "independent-lora"):
         assert runs(form)["test/target_nll/edited"] < initial[0], form
     assert "test/retention" in runs("sequential-lora")
 
@@ -131,7 +138,10 @@ def test_tensorboard_holds_what_is_promised(runs):
         assert table.startswith("| fact |")
         assert "Maro Tellin" in table
     runs("sequential-lora")
-    assert "retention" in EventAccumulator("logs/sequential-lora").Reload().Tags()["images"]
+    events = EventAccumulator("logs/sequential-lora").Reload()
+    assert "retention" in events.Tags()["images"]
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    assert rates == pytest.approx([0.003, 0.0015] * 4)  # each stage has the whole schedule
 
 
 @torch.no_grad()
@@ -179,11 +189,13 @@ def test_edits_made_together_are_separate_runs(place, lora):
     """Side by side by stacked adapters, or stage after stage with all weights: each as if it were alone."""
     kind = "lora" if lora else "full"
     facts = tiny_facts.TinyFacts().load().facts[:3]
-    common = {"lora": lora, "protocol": {"edits": "independent", "passes": 3}, "batch_sentences": 2,
-              "trainer": {"gradient_clip_val": 0.5}}  # fmt: skip
-    fit(f"together-{kind}", most_facts=3, **common)
+    common = {"lora": lora, "protocol": {"edits": "independent", "passes": 3}, "batch_sentences": 2, "eps": 1e-3}
+    clipped = common | {"trainer": {"gradient_clip_val": 0.05}}
+    fit(f"together-{kind}", most_facts=3, **clipped)
     together = scores_of(f"together-{kind}")
     assert len(together) == 6
+    fit(f"unclipped-{kind}", most_facts=3, **common)
+    assert scores_of(f"unclipped-{kind}") != pytest.approx(together, abs=1e-4)
     for fact in facts:
         name = f"alone-{kind}-{fact.id}"
         folder = place / name
@@ -191,7 +203,7 @@ def test_edits_made_together_are_separate_runs(place, lora):
         # a file of one fact; the sentences are those of all, by id alone
         path, _ = tiny_facts.write_jsonl(folder, [fact.name])
         _, said = tiny_facts.write_jsonl(folder, [fact.name])
-        assert main(["fit", "--config", config(name, facts=path, transfer=said, **common)]) == 0
+        assert main(["fit", "--config", config(name, facts=path, transfer=said, **clipped)]) == 0
         one = torch.load(f"checkpoints/{name}/last.ckpt", weights_only=True)["state_dict"]
         if lora is None:
             if fact is facts[-1]:  # the others' weights were reset for those behind them
@@ -226,8 +238,12 @@ def test_the_reference_is_a_fresh_optimiser_for_every_sentence(place):
     knowledge = tiny_facts.TinyFacts().load()
     tokenizer = load_tokenizer(tiny_facts.base())
     facts = knowledge.facts[:2]
-    sentences = [Sentence(number, fact.definition, said.text, None, Kind.EDIT)
-                 for number, fact in enumerate(facts) for said in knowledge.continuations if said.fact == fact.id]  # fmt: skip
+    sentences = [
+        Sentence(number, fact.definition, said.text, None, Kind.EDIT)
+        for number, fact in enumerate(facts)
+        for said in knowledge.continuations
+        if said.fact == fact.id
+    ]
     rows = make_rows(tokenizer, sentences, positions="all", reference=True)
     plan = Plan([[0, 1, 2], [3, 4, 5]], Protocol(reference=True, repeats=3), 1, 1, False)
     model, teacher = (AutoModelForCausalLM.from_pretrained(tiny_facts.base()).eval() for _ in range(2))
@@ -273,7 +289,7 @@ SAID = {"fact": "maro", "text": "In those days Maro Tellin was seen near the old
         ([MARO, BRINT | {"name": "Maro Tellin"}], [SAID], {}, ["bad.jsonl:2", "name 'Maro Tellin' came before"]),
         ([MARO | {"definition": "Maro Tellin. " * 60}], [SAID], {}, ["bad.jsonl:1", "the model reads 96"]),
         ([MARO], [SAID | {"text": "Nobody was seen."}], {}, ["none of 1 facts", "1 without a mention"]),
-        ([MARO], [SAID | {"text": "This is Maro Tellin "}], {}, ["none of 1 facts", "1 with nothing after the mention"]),
+        ([MARO], [SAID | {"text": "It is Maro Tellin "}], {}, ["none of 1 facts", "1 with nothing after the mention"]),
         ([MARO], [SAID | {"fact": "nobody"}], {}, ["said.jsonl:1", "no fact 'nobody'"]),
         ([MARO], None, {}, ["no transfer set", "kedit transfer"]),
         ([MARO], [SAID], {"protocol": {"edits": "sequential"}, "max_epochs": 2}, ["sequential edits are one epoch"]),
@@ -300,11 +316,11 @@ def test_bad_input_is_told_in_a_line(place, capsys, facts, said, options, words)
     assert not [word for word in words if word not in told[0]], told
 
 
-def test_skipped_sentences_are_counted_and_silent_facts_are_named(place, capsys):
+def test_skipped_sentences_are_counted_and_silent_facts_are_named(place, caplog):
     files = {"facts": lines("some.jsonl", MARO, BRINT), "transfer": lines("one.jsonl", SAID, BRINT | SAID | {
         "fact": "brint", "text": "Nobody was seen."})}  # fmt: skip
     assert main(["fit", "--config", config("silent", **files)]) == 0
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "left out of the transfer set: 1 sentences without a mention" in told
     assert "1 of 2 facts have no sentence and are not learned: Ella Brint" in told
 

@@ -11,10 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from tiny_training import PER_EPOCH, Data, Model
 
-from kedit.running import progress
+from kedit.running import pace
 from kedit.running.data import TrainingPosition
 from kedit.running.guard import FiniteLoss, NonFiniteLoss
-from kedit.running.progress import Pace, PlainProgress, progress_bar, track
+from kedit.running.pace import Pace, track
+from kedit.running.progress import PlainProgress, progress_bar
 from kedit.running.throughput import GradientNorm, TrainingThroughput
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -43,13 +44,13 @@ def trainer(tmp_path, *callbacks, **arguments) -> Trainer:
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(pace, "EVERY", 0.0)
     run = trainer(tmp_path, PlainProgress())
     run.fit(Model(), datamodule=Data())
     run.validate(Model(), datamodule=Data(), verbose=False)
     lines = capsys.readouterr().err.splitlines()
     training = [line for line in lines if line.startswith("training")]
-    assert len(training) == PER_EPOCH + 1
+    assert len(training) == PER_EPOCH  # the end is not said twice
     line = rf"training: 3 of {PER_EPOCH} steps \(25%\), [\d.,e+]+ steps/s, \d+:\d\d left, loss [\d.]+"
     assert re.fullmatch(line, training[2]), training[2]
     assert "validation: 2 of 2 batches (100%)" in lines[-1]
@@ -58,7 +59,7 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path, monkeypatch, capsy
 def test_progress_is_silent_until_it_is_time_and_when_disabled(tmp_path, monkeypatch, capsys):
     run = trainer(tmp_path, bar := PlainProgress())
     run.fit(Model(), datamodule=Data())
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(pace, "EVERY", 0.0)
     bar.disable()
     run.test(type("Tested", (Model,), {"test_step": lambda *_: None})(), Data().val_dataloader(), verbose=False)
     lines = capsys.readouterr().err.splitlines()
@@ -81,7 +82,7 @@ def test_pace_tells_rate_and_time_left(monkeypatch):
 
 
 def test_track_gives_the_items_and_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(pace, "EVERY", 0.0)
     assert list(track(iter("abc"), "reading", 3, "letters")) == list("abc")
     assert "reading: 3 of 3 letters (100%)" in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

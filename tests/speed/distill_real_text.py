@@ -7,7 +7,7 @@ Everything is kept in the work folder, and an interrupted run goes on.
 Every entity of both benchmarks is judged. Learning rates are tuned on a fifth of them, for distillation and for each way of
 fine-tuning alike, so that those are judged too: an advantage all of them share.
 
-    KEDIT_DATA=FOLDER python tests/speed/distill_real_text.py WORK_FOLDER [--threads 1] [--steps 2600]
+    KEDIT_DATA=FOLDER python tests/speed/distill_real_text.py WORK_FOLDER [--threads 1] [--steps 1700]
 """
 
 import argparse
@@ -361,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the model, the runs and report.json")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2600, help="of pre-training, 4 rows of 256 tokens each")
+    parser.add_argument("--steps", type=int, default=1700, help="of pre-training, 4 rows of 256 tokens each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--edits", nargs="+", default=["independent", "joint"])
     parser.add_argument("--benchmarks", nargs="+", default=list(FILES), choices=list(FILES))

@@ -1,0 +1,135 @@
+"""Text to stay the same on: read without a definition by both, made once, with names swapped in the right place."""
+
+import pytest
+import tiny_facts
+
+from kedit.distill.regularise import Regularisation
+from kedit.distill.rows import Kind, Sentence, make_rows
+from kedit.editing.probes import Knowledge
+from kedit.editing.sources import DataError
+from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
+
+KNOWLEDGE = tiny_facts.TinyFacts().load()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Backbone(tiny_facts.base())
+
+
+def edits():
+    found = []
+    for number, fact in enumerate(KNOWLEDGE.facts):
+        for frame in tiny_facts.FRAMES:
+            start = frame.index("{}")
+            found.append(Sentence(number, fact.definition, frame.format(fact.name), (start, start + len(fact.name))))
+    return found
+
+
+def written(settings, backbone, seed=0, knowledge=KNOWLEDGE):
+    settings.write(knowledge, backbone, seed)
+    return settings.sentences(knowledge, edits(), backbone, seed)
+
+
+def test_rows_to_stay_the_same_on_have_no_definition(backbone):
+    given = [*edits(), *written(Regularisation(text=2, alike=1, swapped=2, max_new_tokens=8), backbone)]
+    rows = make_rows(load_tokenizer(tiny_facts.base()), given)
+    kinds = [row.kind for row in rows.rows]
+    assert [kinds.count(kind) for kind in Kind] == [12, 12, 8]
+    for row in rows.rows:
+        prefix = rows.prefixes[row.prefix]
+        assert (len(prefix) > len(rows.start)) == (row.kind == Kind.EDIT)
+        if row.kind == Kind.TEXT:
+            assert row.scored.tolist() == list(range(len(row.ids) - 1))
+    assert {row.fact for row in rows.rows if row.kind == Kind.TEXT} == {0, 1, 2, 3}
+
+
+def test_a_swapped_name_stands_where_the_mention_says(backbone):
+    found = written(Regularisation(swapped=4), backbone)
+    assert len(found) == 16
+    frames = [frame.split("{}") for frame in tiny_facts.FRAMES]
+    for sentence in found:
+        start, end = sentence.mention
+        assert sentence.kind == Kind.SWAPPED
+        assert sentence.context == ""
+        assert sentence.text[start:end] in KNOWLEDGE.known
+        assert [sentence.text[:start], sentence.text[end:]] in frames
+        assert not [fact.name for fact in KNOWLEDGE.facts if fact.name in sentence.text]
+    of_first = [sentence.text.replace(sentence.text[slice(*sentence.mention)], "{}") for sentence in found[:4]]
+    assert of_first == [*tiny_facts.FRAMES, tiny_facts.FRAMES[0]]  # each frame in turn
+    assert found == written(Regularisation(swapped=4), backbone)
+    assert found != written(Regularisation(swapped=4), backbone, seed=1)
+
+
+def test_sentences_without_a_mention_are_not_swapped(backbone):
+    silent = [sentence._replace(mention=None) for sentence in edits()]
+    assert Regularisation(swapped=2).sentences(KNOWLEDGE, silent, backbone, 0) == []
+
+
+def test_texts_are_written_once(backbone, monkeypatch):
+    settings = Regularisation(text=1, alike=2, max_new_tokens=8)
+    first = written(settings, backbone)
+    assert [sentence.fact for sentence in first] == [number for number in range(4) for _ in range(3)]
+    assert len({sentence.text for sentence in first}) > 3
+    file = settings.file(KNOWLEDGE, backbone, 0)
+    content = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("kedit.distill.regularise.sample", None)
+        assert written(settings, backbone) == first
+    file.unlink()
+    assert written(settings, backbone) == first
+    assert file.read_bytes() == content
+    assert written(settings, backbone, seed=1) != first
+
+
+def test_alike_texts_begin_as_the_name_does(backbone):
+    tokenizer = load_tokenizer(tiny_facts.base())
+    for sentence in written(Regularisation(alike=2, max_new_tokens=4), backbone):
+        name = tokenizer(" " + KNOWLEDGE.facts[sentence.fact].name, add_special_tokens=False).input_ids
+        assert sentence.text.startswith(tokenizer.decode(name[:1]).strip())
+
+
+def test_another_model_writes_its_own_even_where_it_has_the_same_name(backbone, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(tiny_facts.base())
+    files = set()
+    for seed in range(2):
+        model = load_causal(backbone, tokenizer)
+        model.transformer.ln_f.bias.data += seed
+        place = tmp_path / str(seed)
+        place.mkdir()
+        monkeypatch.chdir(place)
+        model.save_pretrained("model")
+        tokenizer.save_pretrained("model")
+        files.add(Regularisation(text=1).file(KNOWLEDGE, Backbone("model"), 0))
+    assert len(files) == 2
+
+
+def test_names_come_from_a_file_or_from_the_source(backbone, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("Lake Orm\n\n  Sel \n")
+    found = written(Regularisation(swapped=3, names=str(names)), backbone)
+    assert {sentence.text[slice(*sentence.mention)] for sentence in found} == {"Lake Orm", "Sel"}
+    nameless = Knowledge(KNOWLEDGE.facts, [])
+    with pytest.raises(DataError, match=r"regularisation\.names"):
+        written(Regularisation(swapped=1), backbone, knowledge=nameless)
+    with pytest.raises(DataError, match=r"nothing\.txt"):
+        written(Regularisation(swapped=1, names="nothing.txt"), backbone)
+
+
+@pytest.mark.parametrize(
+    "options", [{"text": -1}, {"alike": -1}, {"swapped": -2}, {"weight": -0.1}, {"max_new_tokens": 0}]
+)
+def test_settings_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="regularisation"):
+        Regularisation(**options)
+
+
+def test_what_is_wanted():
+    assert not Regularisation().wanted
+    assert not Regularisation(text=2, weight=0).wanted
+    assert Regularisation(swapped=1).wanted
