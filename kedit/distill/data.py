@@ -201,7 +201,7 @@ class DistillData(ResumableData):
 
     def _check_plan(self) -> None:
         trainer = self.trainer
-        if trainer is None or (self.protocol.edits == "joint" and not self.protocol.reference):
+        if trainer is None or not self.staged:
             return
         if trainer.max_epochs != 1:
             what = "the reference's edits" if self.protocol.reference else f"{self.protocol.edits} edits"
@@ -214,6 +214,11 @@ class DistillData(ResumableData):
                 "edits in stages, and the reference's single sentences, cannot be accumulated: set "
                 "trainer.accumulate_grad_batches 1"
             )
+
+    @property
+    def staged(self) -> bool:
+        """Whether edits are made in stages, each with an optimiser that begins anew and judged when it is learned."""
+        return self.protocol.reference or self.protocol.edits != "joint"
 
     @property
     def side_by_side(self) -> bool:
@@ -252,7 +257,7 @@ class DistillData(ResumableData):
     def sentences_of(self, knowledge: Knowledge) -> list[list[str]]:
         """The transfer set of these facts, as plain sentences; none of a fact that it says nothing of."""
         place = {fact.id: index for index, fact in enumerate(knowledge.facts)}
-        texts: list[list[str]] = [[] for _ in self.knowledge.facts]
+        texts: list[list[str]] = [[] for _ in place]
         for sentence in self._transfer_set():
             if sentence.fact.id in place and len(texts[place[sentence.fact.id]]) < self.sentences:
                 texts[place[sentence.fact.id]].append(sentence.text)
@@ -299,4 +304,4 @@ class DistillData(ResumableData):
         return Batches(JudgingBatch, "validation", ["edited"], 1)
 
     def test_dataloader(self) -> Batches:
-        return Batches(JudgingBatch, "test", self.module.ways, 1)
+        return Batches(JudgingBatch, "test", self.module.contest.ways, 1)

@@ -73,7 +73,9 @@ class ModelGenerator(Generator):
     @property
     def _source(self) -> Backbone:
         if self.backbone is None:
-            raise DataError("generator.backbone: no model is named: give generator.backbone.name (a hub id or a folder)")
+            raise DataError(
+                "generator.backbone: no model is named: give generator.backbone.name (a hub id or a folder)"
+            )
         return self.backbone
 
     @cached_property

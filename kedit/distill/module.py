@@ -2,9 +2,7 @@
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +13,16 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill import figures, judging
-from kedit.distill.baselines import FINETUNED, Baselines, Rival, Way
+from kedit.distill.baselines import Baselines
 from kedit.distill.batch import DistillBatch, compose
+from kedit.distill.contest import Contest
 from kedit.distill.data import DistillData, JudgingBatch
-from kedit.distill.judging import EditScores, Judge
+from kedit.distill.judging import Judge
 from kedit.distill.loss import KINDS, Divergence, distill_loss
 from kedit.distill.on_policy import OnPolicy, rewritten, seeds_of
 from kedit.distill.sampling import sample
@@ -48,12 +47,9 @@ from kedit.lm.causal import position_limit, states
 from kedit.lm.divergences import TopK
 from kedit.lm.flops import causal_forward_flops
 from kedit.lm.optim import Schedule
-from kedit.running.files import write_whole
 
 SENTINEL_MODELS = ("t5", "mt5")
 """Encoder-decoders that fill gaps: they can be asked, not taught."""
-EDITS = "edits.json"
-"""Beside a run's checkpoints: the scores of edits that were made independently or one after another."""
 
 
 class DistillModule(EditingModule):
@@ -100,8 +96,6 @@ class DistillModule(EditingModule):
         self.teacher_dtype = teacher_dtype
         self.on_policy = on_policy
         self.baselines = baselines
-        self.judged: dict[int, list[EditScores]] = {}
-        self.scores: dict[str, EditScores] = {}
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
@@ -152,8 +146,7 @@ class DistillModule(EditingModule):
                 "decoder-only models; an encoder-decoder is only tested, with and without definitions, by "
                 "`python -m kedit test`"
             )
-        self.staged = protocol.reference or protocol.edits != "joint"
-        if self.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
+        if self.data.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise DataError(
                 "DeepSpeed keeps the optimiser's state to itself, so that it cannot be begun anew with every edit: "
                 "train edits in stages, and the reference's sentences, under trainer.strategy ddp or on one device"
@@ -177,29 +170,33 @@ class DistillModule(EditingModule):
             side_by_side = max(len(one.facts) for one in self.data.plan.stages)
         self.student = Student(model, self.lora, side_by_side, self.data.seed)
         self.model = model.train()
-        self.judge = Judge(self.tokenizer, self.data.knowledge, self.data.evaluation.batch_tokens)
+        judge = Judge(self.tokenizer, self.data.knowledge, self.data.evaluation.batch_tokens)
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        self.contest = Contest(
+            self.student, judge, self.data, self.baselines, self.fresh_model, None if folder is None else Path(folder)
+        )
 
     def on_fit_start(self) -> None:
         self._save_skeleton()
         if self.data.consumed:  # global_step is still 0: Lightning restores it after this hook
-            self.judged = self._read_judged()
+            self.contest.resume()
         else:
             self._show_samples("before")
 
     @rank_zero_only
     def _save_skeleton(self) -> None:
         """What `export` needs beside a checkpoint: configuration, tokenizer, base model, and what was learned."""
-        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        folder = self.contest.folder
         if folder is None:
             return
-        backbone = Path(folder) / "backbone"
+        backbone = folder / "backbone"
         save_skeleton(self.model, self.tokenizer, backbone)
         base = {"name": self._source, "revision": self.backbone.revision}
         (backbone / "base.json").write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
         if self.student.adapted is not None:
             save_config(self.student.adapted, backbone, self._source, self.backbone.revision)
         about = {"facts": len(self.data.knowledge.facts), "edits": self.data.protocol.edits}
-        (Path(folder) / "data.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / "data.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     # what a checkpoint holds ------------------------------------------------------------------------------------------
 
@@ -210,7 +207,7 @@ class DistillModule(EditingModule):
         return {CHECKPOINT_PREFIX + name: value for name, value in self.student.state().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        if self.staged and self.trainer.state.fn != "fit":
+        if self.data.staged and self.trainer.state.fn != "fit":
             return None  # what each edit was like when it was made is in the scores, not in the weights
         if self.lora is None:
             return super().load_state_dict(state_dict, strict, assign)
@@ -224,18 +221,18 @@ class DistillModule(EditingModule):
 
     def learning_rate(self, step: int, total: int) -> float:
         """The schedule runs over the steps of a stage."""
-        if not self.staged:
+        if not self.data.staged:
             return super().learning_rate(step, total)
         plan = self.data.plan
         stage = plan.stages[plan.stage_of(step % plan.batches)]
         return self.schedule.factor(step % plan.batches - stage.first, stage.batches)
 
     def on_train_batch_start(self, batch: DistillBatch, batch_idx: int) -> None:
-        if not self.staged:
+        if not self.data.staged:
             return
         protocol, stage = self.data.protocol, self.data.plan.stages[batch.stage]
         step = self.data.consumed % self.data.plan.batches - stage.first
-        if step == 0 and batch.stage and batch.stage - 1 not in self.judged:
+        if step == 0 and batch.stage and batch.stage - 1 not in self.contest.judged:
             self._judge_stage(batch.stage - 1)  # killed between its last step and its judging
         if step == 0 and protocol.edits == "independent":
             self.student.reset()
@@ -270,14 +267,14 @@ class DistillModule(EditingModule):
         data, numbers = self.data, list(dict.fromkeys(batch.numbers))
         assert data.rows is not None
         given = [data.given[data.rows.rows[number].sentence] for number in numbers]
-        with self._asking() as model:
+        with self.contest.asking() as model:
             rows = rewritten(
                 model, self.tokenizer, given, self.on_policy or OnPolicy(),
                 seeds_of(data.seed, data.consumed, numbers), data.template, data.positions, self.position_limit,
             )  # fmt: skip
         new = compose(rows, np.arange(len(numbers)), data.row_budget, data.weights, batch.facts, batch.stage)
         new = self.transfer_batch_to_device(new, self.device, 0)
-        with self.student.initial(), self._asking() as model:
+        with self.student.initial(), self.contest.asking() as model:
             return new, live_states(model, rows.prefixes, [rows.rows[number] for number in new.numbers])
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None,
@@ -292,168 +289,42 @@ class DistillModule(EditingModule):
         """Judge a stage as soon as it has been learned."""
         stage = self.data.plan.stages[batch.stage]
         position = (self.data.consumed - 1) % self.data.plan.batches + 1
-        if self.staged and position == stage.first + stage.batches:
+        if self.data.staged and position == stage.first + stage.batches:
             self._judge_stage(batch.stage)
 
     def on_fit_end(self) -> None:
         """A run that was killed between its last step and its judging has nothing left to train."""
         plan = self.data.plan
-        if self.staged and self.data.consumed == plan.batches and len(plan.stages) - 1 not in self.judged:
+        if self.data.staged and self.data.consumed == plan.batches and len(plan.stages) - 1 not in self.contest.judged:
             self._judge_stage(len(plan.stages) - 1)
 
     # judging ----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _folder(self) -> Path | None:
-        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
-        return None if folder is None else Path(folder)
-
-    def _read_judged(self) -> dict[int, list[EditScores]]:
-        """Scores of the stages that were learned so far, as each was judged right after."""
-        file = self._folder / EDITS if self._folder is not None else None
-        if file is None or not file.is_file():
-            return {}
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return {int(stage): [EditScores.from_state(one) for one in scores] for stage, scores in state.items()}
-
-    def _write_judged(self) -> None:
-        if self._folder is not None and self.trainer.is_global_zero:
-            state = {stage: [one.to_state() for one in scores] for stage, scores in self.judged.items()}
-            write_whole(self._folder / EDITS, json.dumps(state))
-
-    @contextmanager
-    def _asking(self, edits: Sequence[int] = ()) -> Iterator[PreTrainedModel]:
-        """The model to be asked, with the adapters of these edits where edits are made side by side."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.student.editing(edits):
-                yield self.model
-        finally:
-            self.model.train(was_training)
-
     def _judge_stage(self, number: int) -> None:
-        """Ask what a stage was to teach; edits side by side are asked one by one."""
-        facts, knowledge = self.data.plan.stages[number].facts, self.data.knowledge
-        groups = [[fact] for fact in facts] if self.student.stacked is not None else [list(facts)]
-        if self.data.protocol.edits == "sequential":
-            groups = [[fact for stage in self.data.plan.stages[: number + 1] for fact in stage.facts]]
-        scores = []
-        for edit, group in enumerate(groups):
-            ids = [knowledge.facts[fact].id for fact in group]
-            with self._asking([edit]) as model:
-                one = self.judge.target(model, [probe for probe in knowledge.probes if probe.fact in set(ids)])
-                one.facts = ids
-                one.specificity = self.judge.specificity(model, ids)
-            scores.append(one)
-        self._save_edits(facts)
-        self.judged[number] = scores
-        self._write_judged()
-
-    @rank_zero_only
-    def _save_edits(self, facts: Sequence[int]) -> None:
-        """Each adapter of its own as PEFT reads it, under `edits/` in the run's folder."""
-        if self._folder is None or self.lora is None or self.data.protocol.edits != "independent":
-            return
-        ids = [self.data.knowledge.facts[fact].id for fact in facts]
-        if self.student.stacked is None:
-            ids = ["-".join(ids)]
-        folders = [self._folder / "edits" / re.sub(r"[^\w.-]+", "_", id) for id in ids]
-        self.student.save_adapters(folders, self._source, self.backbone.revision)
+        self.contest.judge_stage(number)
+        self.contest.save_edits(number, self._source, self.backbone.revision)
 
     def validation_step(self, batch: JudgingBatch, batch_idx: int) -> None:
-        if self.staged:
+        if self.data.staged:
             return  # each stage is judged when it has been learned
         knowledge = self.data.knowledge
-        with self._asking() as model:
+        with self.contest.asking() as model:
             if knowledge.probes:
-                scores = self.judge.target(model, self.data.some(knowledge.probes), choices=False)
+                scores = self.contest.judge.target(model, self.data.some(knowledge.probes), choices=False)
                 self.log("val/target_nll", float(np.mean(list(scores.target.values()))), prog_bar=True, batch_size=1)
             some = {name: self.data.some(probes) for name, probes in knowledge.specificity.items()}
-            for name, values in self.judge.specificity(model, [fact.id for fact in knowledge.facts], some).items():
+            for name, values in self.contest.judge.specificity(
+                model, [fact.id for fact in knowledge.facts], some
+            ).items():
                 if values:
                     self.log(f"val/specificity_nll/{name}", float(np.mean(list(values.values()))), batch_size=1)
 
-    @property
-    def ways(self) -> list[str]:
-        """What the test compares."""
-        if not self.data.knowledge.probes:
-            return ["base", "edited"]
-        random = ["random"] if len(self.data.knowledge.facts) > 1 else []
-        if self._config.is_encoder_decoder:
-            return ["base", "prepend", *random]
-        return ["base", "prepend", *random, "edited", *(self.baselines.ways if self.baselines is not None else [])]
-
     def test_step(self, batch: JudgingBatch, batch_idx: int) -> None:
         for way in batch.ways:
-            self.scores[way] = self._answers(way)
-
-    def _answers(self, way: str) -> EditScores:
-        judge, ids = self.judge, [fact.id for fact in self.data.knowledge.facts]
-        if way == "edited" and self.staged:
-            return judging.merged(self._edits())
-        if way == "edited":
-            with self._asking() as model:
-                scores = judge.target(model)
-                scores.specificity = judge.specificity(model, ids)
-            return scores
-        if way in FINETUNED:
-            with torch.inference_mode(False), torch.enable_grad():
-                return judging.merged(self._rival(way))
-        with self.student.initial(), self._asking() as model:
-            if way == "base":
-                return judge.initial(model, ids if not self.staged else [])
-            return judge.target(model, definitions=judge.definitions(shift=1 if way == "random" else 0))
-
-    def _edits(self) -> list[EditScores]:
-        """Scores of independent edits one by one; of sequential ones those after the last."""
-        judged = self.judged or self._read_judged()
-        missing = len(self.data.plan.stages) - len(judged) if hasattr(self.data, "plan") else 0
-        if not judged or missing > 0:
-            raise DataError(
-                f"{self.data.protocol.edits} edits are judged while they are made, and {EDITS} beside the checkpoints "
-                f"{'lacks some of them' if judged else 'is not there'}: train to the end first"
-            )
-        if self.data.protocol.edits == "sequential":
-            return judged[max(judged)]
-        return [one for stage in sorted(judged) for one in judged[stage]]
-
-    def _rival(self, way: Way) -> list[EditScores]:
-        """Fine-tune, tuned on the facts kept for that, and judge; in groups as the edits were made."""
-        assert self.baselines is not None
-        data, protocol = self.data, self.data.protocol
-        # all methods in one precision where all weights are trained
-        rival = Rival(self.fresh_model("float32"), self.judge, self.baselines, way, data.seed, data.row_budget)
-        kept = data.kept_for_tuning()
-
-        def groups(facts: int) -> list[list[int]]:
-            size = facts if protocol.edits != "independent" else protocol.group or 1
-            size = 1 if protocol.edits == "independent" and self.lora is not None else size
-            return [list(range(start, min(start + size, facts))) for start in range(0, facts, size)]
-
-        rate, passes = self.baselines.learning_rates[0], self.baselines.passes
-        if kept.facts and kept.probes and (texts := rival.texts(kept, data.sentences_of(kept))):
-            rate, passes, nll = rival.tune(kept, groups(len(kept.facts)), texts)
-            rank_zero_info(
-                f"{way}: learning rate {rate:g} and {passes} passes are best on {len(kept.facts)} facts kept for "
-                f"tuning ({nll:.3f} nats)"
-            )
-        else:
-            rank_zero_info(f"{way}: no facts are kept for tuning; learning rate {rate:g}, {passes} passes")
-        facts = data.knowledge.facts
-        return rival.scores(groups(len(facts)), rival.texts(data.knowledge, data.sentences_of(data.knowledge)), rate,
-                            passes)  # fmt: skip
+            self.contest.ask(way)
 
     def on_test_epoch_end(self) -> None:
-        found = judging.results(self.data.knowledge, self.scores)
-        if "prepend" in self.scores and not judging.prepend_gain(self.data.knowledge.probes, self.scores):
-            rank_zero_info(
-                "the initial model gains nothing from a definition in its context: as a teacher it has nothing to "
-                "teach, and there is no gain to have a share of; take a model that reads"
-            )
-        if self.data.protocol.edits == "sequential" and (judged := self.judged or self._read_judged()):
-            found |= judging.retention(self.data.knowledge, self.scores["base"], judged)
-        for key, value in found.items():
+        for key, value in self.contest.results().items():
             if math.isfinite(value):  # an interval of one entity is none
                 self.log(key, value)
         self._show_figures()
@@ -468,24 +339,25 @@ class DistillModule(EditingModule):
     @rank_zero_only
     def _show_figures(self) -> None:
         """Each entity's gain, beside what its edit changed elsewhere, and retention over the edits that came later."""
-        judged = self.judged or (self._read_judged() if self.staged else {})
-        if "edited" not in self.scores:
+        contest, sequential = self.contest, self.data.protocol.edits == "sequential"
+        if "edited" not in contest.scores:
             return
-        edits = self._edits() if self.staged else [self.scores["edited"]]
-        rows = judging.by_entity(self.data.knowledge, self.scores, edits)
+        edits = contest.edits() if self.data.staged else [contest.scores["edited"]]
+        rows = judging.by_entity(self.data.knowledge, contest.scores, edits)
         for board in self._boards:
             if rows:
                 board.add_figure("entities", figures.entities(rows), self.global_step)
-            if self.data.protocol.edits == "sequential" and len(judged) > 1:
-                board.add_figure("retention", figures.retention(judging.retention_curve(judged)), self.global_step)
+            if sequential and len(contest.judged) > 1:
+                curve = judging.retention_curve(contest.judged)
+                board.add_figure("retention", figures.retention(curve), self.global_step)
 
     @rank_zero_only
     def _show_samples(self, when: str) -> None:
         """How the model goes on from the names of a few facts."""
         facts = self.data.knowledge.facts[: self.data.evaluation.samples]
-        if not facts or not self._boards or self._config.is_encoder_decoder or (when == "after" and self.staged):
+        if not facts or not self._boards or self._config.is_encoder_decoder or (when == "after" and self.data.staged):
             return
-        with self._asking() as model:
+        with self.contest.asking() as model:
             texts = sample(model, self.tokenizer, [fact.name for fact in facts], max_new_tokens=24, temperature=0)
         lines = ["| fact | the model goes on | definition |", "|---|---|---|"]
         for fact, text in zip(facts, texts, strict=True):

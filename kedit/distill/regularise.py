@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kedit.distill.language_model import ModelGenerator
 from kedit.distill.mentions import end_of_line
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
@@ -107,7 +108,8 @@ class Regularisation:
                 found.append(Sentence(number // (self.text + self.alike), "", whole, None, Kind.TEXT))
         return found
 
-    def _swapped(self, knowledge: Knowledge, edits: Sequence[Sentence], seed: int) -> list[Sentence]:
+    def known(self, knowledge: Knowledge) -> list[str]:
+        """The names that take a fact's place."""
         names = knowledge.known
         if self.names is not None:
             lines = existing_file(self.names, "data.regularisation.names").read_text(encoding="utf-8").splitlines()
@@ -117,6 +119,10 @@ class Regularisation:
                 "data.regularisation.swapped needs names that the model knows, and the source gives none: give a file "
                 "of them, one a line, as data.regularisation.names, or set swapped to 0"
             )
+        return names
+
+    def _swapped(self, knowledge: Knowledge, edits: Sequence[Sentence], seed: int) -> list[Sentence]:
+        names = self.known(knowledge)
         rng = random.Random(f"swapped {seed}")
         of_fact: dict[int, list[Sentence]] = {}
         for one in edits:
@@ -148,8 +154,10 @@ class KeptTexts:
 
     def file(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> Path:
         """Where they stand, or will stand."""
-        about = [[fact.name for fact in knowledge.facts], knowledge.known, [list(one) for one in edits],
-                 str(self.backbone.source), self.backbone.revision, vars(self.regularisation), self.seed]  # fmt: skip
+        model, wanted = ModelGenerator(self.backbone), self.regularisation
+        names = wanted.known(knowledge) if wanted.swapped else []
+        about = [[fact.name for fact in knowledge.facts], names, [list(one) for one in edits], model.name,
+                 model.revision, vars(wanted), self.seed]  # fmt: skip
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return cache_folder() / "texts" / f"{digest}.jsonl"
 

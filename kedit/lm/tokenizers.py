@@ -8,16 +8,19 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, sentinels: int = 0) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, sentinels: int = 0, prefix_space: bool = False
+) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer with BART's special tokens.
 
     Args:
         texts: what to train on.
         vocabulary: most tokens, special ones included.
         sentinels: how many of T5's `<extra_id_k>` to add.
+        prefix_space: tokenise the first word of a text as any other, as SentencePiece does; GPT-2 and BART do not.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,

@@ -5,7 +5,6 @@ Knows no method: whatever edits a language model can start from the folder that 
 
 import hashlib
 import json
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from kedit.lm.backbones import MadeModel
 from kedit.lm.cache import cache_folder
 from kedit.lm.optim import Schedule, parameter_groups
 from kedit.lm.scoring import Span, span_nll
-from kedit.lm.text import encode
+from kedit.lm.text import encode, token_span
 from kedit.lm.tokenizers import train_tokenizer
 from kedit.world.definitions import NewEntities
 from kedit.world.realm import Realm, documents
@@ -99,7 +98,8 @@ class WorldLM(MadeModel):
         """The model after all steps, and its tokenizer, with progress printed."""
         started = time.perf_counter()
         texts = list(islice(documents(Realm(self.known, self.realm), self.seed), self.steps * self.batch))
-        tokenizer = train_tokenizer((" " + text for text in texts[:TOKENIZER_TEXTS]), self.vocabulary)
+        # a name at the beginning of a definition is the very tokens that it is in a sentence
+        tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], self.vocabulary, prefix_space=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = GPT2LMHeadModel(self._config(tokenizer))
@@ -135,9 +135,7 @@ class WorldLM(MadeModel):
         rng = random.Random(f"batches {self.seed}")
         size = self.batch * BUCKET
         for start in range(0, len(texts), size):
-            # as behind a space, as sentences are read that stand alone, and sometimes not, as contexts are read
-            spaced = [text if rng.random() < 0.25 else " " + text for text in texts[start : start + size]]
-            rows = sorted((encoded.ids for encoded in encode(tokenizer, spaced)), key=len)
+            rows = sorted((encoded.ids for encoded in encode(tokenizer, texts[start : start + size])), key=len)
             batches = [rows[place : place + self.batch] for place in range(0, len(rows), self.batch)]
             for batch in rng.sample(batches, len(batches)):
                 longest = min(POSITIONS, len(batch[-1]) + 2)
@@ -148,8 +146,8 @@ class WorldLM(MadeModel):
                 yield torch.from_numpy(ids)
 
     def quality(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Likelihood of known facts, and NLLs on entities that no text named: alone, behind their definition, and
-        behind another's. A teacher that cannot read teaches nothing.
+        """How many known facts greedy decoding finds, and NLLs on entities that no text named: alone, behind their
+        definition, and behind another's. A teacher that cannot read teaches nothing.
         """
         knowledge = NewEntities(self.known, realm=self.realm).load()
         rng = random.Random(0)
@@ -164,9 +162,23 @@ class WorldLM(MadeModel):
             given = [contexts[probe.fact] for probe in probes] if contexts else None
             return float(np.mean([losses.mean() for losses in span_nll(model, tokenizer, spans, given)]))
 
-        found = {"known_nll": nll(known), "new_nll": nll(new), "defined_nll": nll(new, own)}
-        found |= {"wrongly_defined_nll": nll(new, other), "gain": found["new_nll"] - found["defined_nll"]}
+        found = {"known_accuracy": _accuracy(model, tokenizer, known), "known_nll": nll(known)}
+        found |= {"new_nll": nll(new), "defined_nll": nll(new, own), "wrongly_defined_nll": nll(new, other)}
+        found["gain"] = found["new_nll"] - found["defined_nll"]
         return {name: round(value, 4) for name, value in found.items()}
+
+
+@torch.no_grad()
+def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> float:
+    """Share of probes whose whole span is what the model finds likeliest, token by token."""
+    right = 0
+    for probe in probes:
+        sentence = encode(tokenizer, [probe.left + probe.span + probe.right], leading_space=True)[0]
+        first, end = token_span(sentence.offsets, len(probe.left), len(probe.left) + len(probe.span))
+        ids_1L = torch.tensor([[tokenizer.bos_token_id, *sentence.ids[:end].tolist()]])
+        likeliest_L = model(input_ids=ids_1L).logits[0].argmax(-1)
+        right += bool((likeliest_L[first:end] == ids_1L[0, first + 1 :]).all())
+    return right / len(probes)
 
 
 def _loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
@@ -175,9 +187,8 @@ def _loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
 
 
 def _told(quality: dict[str, float]) -> str:
-    known, new, defined, wrong = (quality[name] for name in ("known_nll", "new_nll", "defined_nll",
-                                                             "wrongly_defined_nll"))  # fmt: skip
     return (
-        f"{100 * math.exp(-known):.0f} % likelihood of known facts; on entities never seen, NLL {new:.2f} alone, "
-        f"{defined:.2f} behind the definition (gain {new - defined:.2f}), {wrong:.2f} behind another's"
+        f"{100 * quality['known_accuracy']:.0f} % of known facts; on entities never seen, NLL {quality['new_nll']:.2f} "
+        f"alone, {quality['defined_nll']:.2f} behind the definition (gain {quality['gain']:.2f}), "
+        f"{quality['wrongly_defined_nll']:.2f} behind another's"
     )

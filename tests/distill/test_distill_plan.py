@@ -102,6 +102,28 @@ def test_a_fact_has_the_order_that_it_has_in_a_run_of_its_own(side_by_side):
         assert [many.rows(1, k + 2).tolist() for k in range(2)] == [alone.rows(1, k).tolist() for k in range(2)]
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_regularising_rows_take_turns_from_pass_to_pass(side_by_side):
+    protocol = Protocol(edits="independent", group=2, passes=2)
+    kept_of = [list(range(20, 27)), list(range(30, 40))]
+    made = Plan([[0, 1], [2, 3, 4]], protocol, 3, 3, side_by_side, kept_of, ratio=1.5)
+    assert made.taken_of == [3, 4]
+    steps = made.batches // 2
+    read = Counter()
+    for epoch in range(3):
+        for turn in range(2):
+            rows = [made.rows(epoch, turn * steps + step).reshape(-1).tolist() for step in range(steps)]
+            seen = set(chain(*rows))
+            assert {0, 1, 2, 3, 4} <= seen  # what is to be learned, in every pass
+            assert [len(seen & set(kept)) for kept in kept_of] == [3, 4]
+            read.update(seen - set(range(5)))
+    for kept in kept_of:  # all of them, evenly
+        counts = [read[row] for row in kept]
+        assert min(counts) >= 2
+        assert max(counts) - min(counts) <= 1
+    assert Plan([[0]], Protocol(), 3, 3, False, [[5, 6]], ratio=9.0).taken_of == [2]
+
+
 def test_the_reference_takes_each_sentence_a_few_times_running():
     made = plan(reference=True, repeats=3, edits="independent", group=2, passes=2)
     assert made.batches == 2 * 3 * (8 + 3)

@@ -3,7 +3,7 @@
 import pytest
 import tiny_facts
 
-from kedit.distill.regularise import Regularisation
+from kedit.distill.regularise import KeptTexts, Regularisation
 from kedit.distill.rows import Kind, Sentence, make_rows
 from kedit.editing.probes import Knowledge
 from kedit.editing.sources import DataError
@@ -32,8 +32,9 @@ def edits():
 
 
 def written(settings, backbone, seed=0, knowledge=KNOWLEDGE):
-    settings.write(knowledge, backbone, seed)
-    return settings.sentences(knowledge, edits(), backbone, seed)
+    kept = KeptTexts(settings, backbone, seed)
+    kept.write(knowledge, edits())
+    return kept.read(knowledge, edits())
 
 
 def test_rows_to_stay_the_same_on_have_no_definition(backbone):
@@ -68,7 +69,11 @@ def test_a_swapped_name_stands_where_the_mention_says(backbone):
 
 def test_sentences_without_a_mention_are_not_swapped(backbone):
     silent = [sentence._replace(mention=None) for sentence in edits()]
-    assert Regularisation(swapped=2).sentences(KNOWLEDGE, silent, backbone, 0) == []
+    tokenizer = load_tokenizer(tiny_facts.base())
+    model = load_causal(backbone, tokenizer)
+    assert Regularisation(swapped=2).sentences(model, tokenizer, KNOWLEDGE, silent, 0) == []
+    written = Regularisation(alike=2, max_new_tokens=3).sentences(model, tokenizer, KNOWLEDGE, silent, 0)
+    assert len(written) == 8  # from the names alone, without what stands before them
 
 
 def test_texts_are_written_once(backbone, monkeypatch):
@@ -76,7 +81,7 @@ def test_texts_are_written_once(backbone, monkeypatch):
     first = written(settings, backbone)
     assert [sentence.fact for sentence in first] == [number for number in range(4) for _ in range(3)]
     assert len({sentence.text for sentence in first}) > 3
-    file = settings.file(KNOWLEDGE, backbone, 0)
+    file = KeptTexts(settings, backbone, 0).file(KNOWLEDGE, edits())
     content = file.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("kedit.distill.regularise.sample", None)
@@ -87,11 +92,16 @@ def test_texts_are_written_once(backbone, monkeypatch):
     assert written(settings, backbone, seed=1) != first
 
 
-def test_alike_texts_begin_as_the_name_does(backbone):
+def test_alike_texts_begin_with_the_first_tokens_of_the_name(backbone):
+    """Every second one behind what stands before the name in a sentence of the transfer set."""
     tokenizer = load_tokenizer(tiny_facts.base())
-    for sentence in written(Regularisation(alike=2, max_new_tokens=4), backbone):
+    before = [frame.split("{}")[0].strip() for frame in tiny_facts.FRAMES if not frame.startswith("{}")]
+    for number, sentence in enumerate(written(Regularisation(alike=4, max_new_tokens=4), backbone)):
+        assert sentence.kind == Kind.TEXT
         name = tokenizer(" " + KNOWLEDGE.facts[sentence.fact].name, add_special_tokens=False).input_ids
-        assert sentence.text.startswith(tokenizer.decode(name[:1]).strip())
+        first = tokenizer.decode(name[:1]).strip()
+        starts = [f"{frame} {first}" for frame in before] if number % 2 else [first]
+        assert sentence.text.startswith(tuple(starts))
 
 
 def test_another_model_writes_its_own_even_where_it_has_the_same_name(backbone, tmp_path, monkeypatch):
@@ -105,7 +115,7 @@ def test_another_model_writes_its_own_even_where_it_has_the_same_name(backbone, 
         monkeypatch.chdir(place)
         model.save_pretrained("model")
         tokenizer.save_pretrained("model")
-        files.add(Regularisation(text=1).file(KNOWLEDGE, Backbone("model"), 0))
+        files.add(KeptTexts(Regularisation(text=1), Backbone("model"), 0).file(KNOWLEDGE, edits()))
     assert len(files) == 2
 
 
@@ -114,6 +124,9 @@ def test_names_come_from_a_file_or_from_the_source(backbone, tmp_path):
     names.write_text("Lake Orm\n\n  Sel \n")
     found = written(Regularisation(swapped=3, names=str(names)), backbone)
     assert {sentence.text[slice(*sentence.mention)] for sentence in found} == {"Lake Orm", "Sel"}
+    names.write_text("Other\n")
+    found = written(Regularisation(swapped=3, names=str(names)), backbone)
+    assert {sentence.text[slice(*sentence.mention)] for sentence in found} == {"Other"}
     nameless = Knowledge(KNOWLEDGE.facts, [])
     with pytest.raises(DataError, match=r"regularisation\.names"):
         written(Regularisation(swapped=1), backbone, knowledge=nameless)
@@ -122,7 +135,7 @@ def test_names_come_from_a_file_or_from_the_source(backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"text": -1}, {"alike": -1}, {"swapped": -2}, {"weight": -0.1}, {"max_new_tokens": 0}]
+    "options", [{"text": -1}, {"alike": -1}, {"swapped": -2}, {"weight": -0.1}, {"ratio": -1}, {"max_new_tokens": 0}]
 )
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="regularisation"):
@@ -132,4 +145,5 @@ def test_settings_that_cannot_be_are_refused(options):
 def test_what_is_wanted():
     assert not Regularisation().wanted
     assert not Regularisation(text=2, weight=0).wanted
+    assert not Regularisation(text=2, ratio=0).wanted
     assert Regularisation(swapped=1).wanted

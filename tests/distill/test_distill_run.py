@@ -382,6 +382,11 @@ def test_a_checkpoint_of_another_adapter_is_refused(runs, capsys):
     assert "does not fit" in capsys.readouterr().err
 
 
+def test_rivals_are_tuned_on_more_facts_than_are_learned(place):
+    found = fit("single", most_facts=1, lora={"rank": 2}, baselines=FORMS["joint-lora"]["baselines"])
+    assert found["test/target_nll/finetune"] > 0
+
+
 def test_facts_alone_without_probes_are_learned(place):
     path, said = tiny_facts.write_jsonl(place)
     common = {"facts": path, "transfer": said, "lora": {"rank": 2}, "max_epochs": 3}

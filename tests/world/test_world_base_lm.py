@@ -20,7 +20,7 @@ def test_is_made_once_and_loads_with_the_stock_classes(small, capsys):
     folder = small.make()
     told = capsys.readouterr().out
     assert "step 4/4" in told
-    assert "likelihood of known facts" in told
+    assert "% of known facts" in told
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
