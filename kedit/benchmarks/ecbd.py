@@ -141,7 +141,8 @@ def _popular(path: Path, facts: Mapping[str, Fact], seen: Counter[str]) -> Itera
                 " change this probe"
             )
         left, span, right = _cloze(record, where)
-        yield Probe(numbered(f"popular/{example}", seen), "", left, span, right, group="popular", where=where)
+        id = numbered(f"popular/{example}", seen)
+        yield Probe(id, "", left, span, right, group="popular", where=where, entity=name)
 
 
 def _cloze(record: Any, where: str) -> tuple[str, str, str]:

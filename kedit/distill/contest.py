@@ -146,7 +146,11 @@ class Contest:
             with torch.inference_mode(False), torch.enable_grad():
                 self.scores[way] = judging.merged(self._rival(way))
         elif way == "edited" and self.data.staged:
-            self.scores[way] = judging.merged(self.edits())
+            edits = self.edits()
+            learned = {id for one in edits for id in one.facts}
+            # a fact without any sentence was not learned: its probes are answered as before, not left out
+            silent = [id for id in ids if id not in learned]
+            self.scores[way] = judging.merged([*edits, self.scores["base"].of(silent, judge.knowledge.probes)])
         elif way == "edited":
             with self.asking() as model:
                 scores = judge.target(model)

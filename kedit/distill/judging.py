@@ -45,6 +45,12 @@ class EditScores:
         return {"facts": self.facts, "target": self.target, "right": {k: list(v) for k, v in self.right.items()},
                 "specificity": self.specificity}  # fmt: skip
 
+    def of(self, facts: Sequence[str], probes: Sequence[Probe]) -> "EditScores":
+        """Those of the probes of some facts, without specificity."""
+        ids = {probe.id for probe in probes if probe.fact in set(facts)}
+        return EditScores(list(facts), {id: v for id, v in self.target.items() if id in ids},
+                          {id: v for id, v in self.right.items() if id in ids})  # fmt: skip
+
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> "EditScores":
         right = {key: (float(raw), float(calibrated)) for key, (raw, calibrated) in state["right"].items()}
@@ -190,7 +196,8 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
           target_nll_by_entity/WAY: mean over entities; perplexity/WAY.
         - gain_share: the part of the gain of `prepend` over `base` that `edited` has; gain_share_WAY of others. Left
           out, as are other shares, where `prepend` gains nothing.
-        - specificity_change: change of NLL under `edited` on the first specificity set; specificity_change/SET of each,
+        - specificity_change: change of NLL under `edited` on the first specificity set that asks about no edited fact;
+          specificity_change/SET of each,
           and specificity_change_WAY/SET; specificity_change_share/SET: over the gain of `prepend`.
         - accuracy/WAY and accuracy_calibrated/WAY, where probes have candidates.
     """
@@ -216,14 +223,14 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
                 _with_interval(found, f"test/{name}/{way}", values, [probe.fact for probe in chosen])
     before = scores["base"].specificity if "base" in scores else {}
     for way in trained:
-        for number, (name, asked) in enumerate(knowledge.specificity.items()):
+        for name, asked in knowledge.specificity.items():
             kept = [p for p in asked if p.id in before.get(name, {}) and p.id in scores[way].specificity.get(name, {})]
             if not kept:
                 continue
             change = np.array([scores[way].specificity[name][p.id] - before[name][p.id] for p in kept])
-            entities = [probe.fact or probe.id for probe in kept]
+            entities = [probe.cluster for probe in kept]
             key = "test/specificity_change" + _suffix(way)
-            if number == 0:
+            if key not in found:
                 _with_interval(found, key, change, entities)
             _with_interval(found, f"{key}/{name}", change, entities)
             if gain:

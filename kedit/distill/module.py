@@ -58,6 +58,8 @@ class DistillModule(EditingModule):
     Args:
         backbone: the model that learns; as it was before, with the definition in context, it is the teacher.
         lora: the adapters that are trained; null trains all weights.
+        freeze_embeddings: with `lora: null`, train all but token embeddings and output head: what tokens mean, which new
+            names share with known ones, stays.
         divergence: how student and teacher are compared.
         teacher_dtype: type in which the teacher's states are kept; by default the model's own.
         on_policy: let the student write the sentences, at every step; for which divergence.kind reverse_kl or jsd is
@@ -82,6 +84,7 @@ class DistillModule(EditingModule):
         self,
         backbone: Backbone,
         lora: Lora | None = None,
+        freeze_embeddings: bool = False,
         divergence: Divergence | None = None,
         teacher_dtype: str | None = None,
         on_policy: OnPolicy | None = None,
@@ -91,7 +94,7 @@ class DistillModule(EditingModule):
         weight_decay: float = 0.0,
     ):
         super().__init__(optimizer, schedule or Schedule("constant"), weight_decay)
-        self.backbone, self.lora = backbone, lora
+        self.backbone, self.lora, self.freeze_embeddings = backbone, lora, freeze_embeddings
         self.divergence = divergence or Divergence()
         self.teacher_dtype = teacher_dtype
         self.on_policy = on_policy
@@ -168,7 +171,7 @@ class DistillModule(EditingModule):
         side_by_side = None
         if is_fit and self.data.side_by_side:
             side_by_side = max(len(one.facts) for one in self.data.plan.stages)
-        self.student = Student(model, self.lora, side_by_side, self.data.seed)
+        self.student = Student(model, self.lora, side_by_side, self.data.seed, self.freeze_embeddings)
         self.model = model.train()
         judge = Judge(self.tokenizer, self.data.knowledge, self.data.evaluation.batch_tokens)
         folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)

@@ -26,13 +26,17 @@ class Student:
         lora: the adapters; None trains all weights.
         side_by_side: how many edits are learned at once, each by an adapter of its own; None for one set of weights.
         seed: of the adapters' first values.
+        freeze_embeddings: where all weights are trained, all but the token embeddings and the output head.
 
     Attributes:
         initial_head: the output head of the initial model, which decodes the teacher's states: a copy where all weights
             are trained.
     """
 
-    def __init__(self, model: PreTrainedModel, lora: Lora | None, side_by_side: int | None = None, seed: int = 0):
+    def __init__(
+        self, model: PreTrainedModel, lora: Lora | None, side_by_side: int | None = None, seed: int = 0,
+        freeze_embeddings: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.lora, self.seed = model, lora, seed
         self.stacked: StackedAdapters | None = None
         self.adapted: Any = None
@@ -41,6 +45,8 @@ class Student:
         self.initial_head = Head(weight.detach(), None if bias is None else bias.detach())
         if lora is None:
             model.requires_grad_(True)
+            for frozen in (model.get_input_embeddings(), model.get_output_embeddings()) if freeze_embeddings else ():
+                frozen.requires_grad_(False)
             self._initial = {name: value.detach().to("cpu", copy=True) for name, value in model.named_parameters()}
             self.initial_head = Head(weight.detach().clone(), None if bias is None else bias.detach().clone())
         elif side_by_side is not None:

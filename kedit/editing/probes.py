@@ -47,6 +47,7 @@ class Probe:
         candidates: what to choose from, `span` among them; empty where nothing is chosen.
         group: what results are reported by, as in a set's name.
         where: file and line, for complaints.
+        entity: whom it asks about where that is no fact; probes of one entity are no independent draws.
     """
 
     id: str
@@ -57,6 +58,12 @@ class Probe:
     candidates: tuple[str, ...] = ()
     group: str = ""
     where: str = ""
+    entity: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What probes have in common that are drawn together in a bootstrap."""
+        return self.fact or self.entity or self.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,4 +91,5 @@ def _probes(things: Sequence[Thing], prefix: str, told: bool = False) -> Iterato
                     thing.facts[relation],
                     right,
                     group="known" if specific else "untold" if relation in realm_text.UNTOLD else "told",
+                    entity=thing.name,
                 )

@@ -123,3 +123,14 @@ def test_adapters_are_written_for_peft(form, tmp_path):
 def test_all_weights_are_no_adapter(tmp_path):
     with pytest.raises(ValueError, match="no adapter to save"):
         make("full").save_adapters([tmp_path / "a"], "base")
+
+
+def test_frozen_embeddings_stay_and_all_else_is_trained():
+    student = Student(tiny_causal("gpt2", 60), None, freeze_embeddings=True)
+    before = student.model.get_input_embeddings().weight.clone()
+    others = {name: value.clone() for name, value in student.model.named_parameters() if "wte" not in name}
+    learn(student)
+    assert torch.equal(student.model.get_input_embeddings().weight, before)
+    assert torch.equal(student.head.weight_VD, student.initial_head.weight_VD)
+    changed = dict(student.model.named_parameters())
+    assert all(not torch.equal(value, changed[name]) for name, value in others.items())

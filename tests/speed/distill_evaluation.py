@@ -1,12 +1,12 @@
 """The whole ECBD-2023 evaluation beside one pass per probe and specificity sentence, in one run on one model.
 
-Entity by entity, as the benchmark has it: 393 probes of 19 entities and 40 specificity sentences. The paper's code asks
-the model before and after the edit for every probe anew, its 40 specificity sentences too: 393 * 82 passes of one
-sentence, with the logits of every token. Ours asks the initial model once, and each edited model its own entity's probes
-and the specificity sentences once, in batches, with logits of the spans' tokens alone. The passes of the paper's way are
-timed on a sample and multiplied; they read up to the span's end, without gradients (the paper's code keeps graphs, which
-is left out of its time). Both ways give the same likelihoods, which is checked. What the edits did to the weights does
-not matter here: the model is random and stays what it is. On a CPU it is processor time.
+Entity by entity, as the benchmark has it: 393 probes of 19 entities and 40 specificity sentences. The paper's code
+asks the model before and after the edit for every probe anew, its 40 specificity sentences too: 393 * 82 passes of one
+sentence, with the logits of every token. Ours asks the initial model once, and each edited model its own entity's
+probes and the specificity sentences once, in batches, with logits of the spans' tokens alone. The passes of the paper's
+way are timed on a sample and multiplied; they read up to the span's end, without gradients (the paper's code keeps
+graphs, which is left out of its time). Both ways give the same likelihoods, which is checked. What the edits did to the
+weights does not matter here: the model is random and stays what it is. On a CPU it is processor time.
 
     KEDIT_DATA=FOLDER python tests/speed/distill_evaluation.py [--device cuda] [--threads 1] [--model gpt2]
 """
@@ -108,15 +108,17 @@ def main() -> None:
     rows = 2 * probes + popular * (1 + len(edits))
     theirs = 2 * probes * a_pass["probe"] + 2 * probes * popular * a_pass["specificity"]
     size = model.num_parameters() / 1e6
-    print(f"\n{options.model}, {options.layers} layers, width {options.width}, {len(tokenizer)} ids, {size:.1f} M weights, "
-          f"{options.device}, {options.threads} threads, least of {options.repeats}; {probes} probes of {len(edits)} "
-          f"entities, {popular} specificity sentences; values differ by at most {apart:.1e} nats")  # fmt: skip
+    print(
+        f"\n{options.model}, {options.layers} layers, width {options.width}, {len(tokenizer)} ids, {size:.1f} M "
+        f"weights, {options.device}, {options.threads} threads, least of {options.repeats}; {probes} probes of "
+        f"{len(edits)} entities, {popular} specificity sentences; values differ by at most {apart:.1e} nats"
+    )
     print(f"{'':34}{'passes':>9}{'ms a pass':>11}{'seconds':>10}{'ratio':>8}")
     passes = 2 * probes * (1 + popular)
     print(f"{'one pass a sentence (extrapolated)':34}{passes:9}{theirs / passes * 1e3:11.2f}{theirs:10.1f}{1:8.2f}")
     print(f"{'ours (measured)':34}{rows:9}{best_ours / rows * 1e3:11.2f}{best_ours:10.1f}{theirs / best_ours:8.2f}")
-    print(f"a pass of the paper's way: probe {a_pass['probe'] * 1e3:.2f} ms, specificity {a_pass['specificity'] * 1e3:.2f}"
-          f" ms, over {len(samples['probe'])} and {len(samples['specificity'])} of them")  # fmt: skip
+    for kind, probes_of in samples.items():
+        print(f"a pass of the paper's way, {kind}: {a_pass[kind] * 1e3:.2f} ms, the mean of {len(probes_of)}")
 
 
 if __name__ == "__main__":

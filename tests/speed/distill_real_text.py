@@ -1,16 +1,17 @@
 """Context distillation on real text: ECBD-2023 and Entity Inferences whole, by a small model pre-trained on the spot.
 
-The model reads sentences of T-REx that name one entity side by side, facts of ParaRel told in several wordings, of made-up
-pairings too, so that only the text before says who is what, and wikitext2's validation text; nothing of the benchmarks.
-Everything is kept in the work folder, and an interrupted run goes on.
+The model reads sentences of T-REx that name one entity side by side, facts of ParaRel told in several wordings, of
+made-up pairings too, so that only the text before says who is what, and wikitext2's validation text; nothing of the
+benchmarks. Everything is kept in the work folder, and an interrupted run goes on.
 
-Every entity of both benchmarks is judged. Learning rates are tuned on a fifth of them, for distillation and for each way of
-fine-tuning alike, so that those are judged too: an advantage all of them share.
+Every entity of both benchmarks is judged. Learning rates are tuned on a fifth of them, for distillation and for each
+way of fine-tuning alike, and these entities are judged too: an advantage that all share.
 
     KEDIT_DATA=FOLDER python tests/speed/distill_real_text.py WORK_FOLDER [--threads 1] [--steps 1700]
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import kedit.benchmarks
 from kedit.editing.probes import Knowledge, KnowledgeSource
 from kedit.lm.backbones import output_head
 from kedit.lm.causal import pack, states
@@ -45,10 +47,9 @@ ARCHITECTURE = {
 HELD_OUT = 200
 FILES = {"ecbd": ("Ecbd", "ecbd_2023_augmented.json"),
          "entity_inferences": ("EntityInferences", "entity_inferences_augmented.json")}  # fmt: skip
-PROBES = {"ecbd": 393, "entity_inferences": 170}
 TUNED_ON = 0.2
 PASSES = 5
-RATES = [1e-3, 3e-3, 1e-2]
+RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 RIVAL_RATES = [1e-4, 3e-4, 1e-3, 3e-3]
 RIVALS = ["finetune", "finetune_last", "finetune_transfer"]
 WAYS = ["base", "prepend", "random", *RIVALS, "edited"]
@@ -217,8 +218,8 @@ def pretrain(source: Path, work: Path, steps: int, rows_a_step: int = 4, seed: i
             optimizer.step()
             optimizer.zero_grad()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} of {steps}, {time.perf_counter() - start:.0f} s, {np.mean(losses):.3f} nats a token",
-                  flush=True)  # fmt: skip
+            seconds = time.perf_counter() - start
+            print(f"step {step + 1} of {steps}, {seconds:.0f} s, {np.mean(losses):.3f} nats a token", flush=True)
             losses = []
         if (step + 1) % 200 == 0:
             torch.save({"step": step + 1, "seconds": time.perf_counter() - start, "model": model.state_dict(),
@@ -275,7 +276,9 @@ def reading(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document
 # the benchmarks -------------------------------------------------------------------------------------------------------
 
 
-def configuration(source: Path, model: Path, benchmark: str, edits: str, rate: float, tuning: bool, seed: int) -> dict:
+def configuration(
+    source: Path, model: Path, benchmark: str, edits: str, positions: str, rate: float, tuning: bool, seed: int
+) -> dict[str, Any]:
     """What `fit` is given: to learn the facts kept for tuning and ask their probes, or all of it with every rival."""
     name, file = FILES[benchmark]
     given = {"file": str(source / "ecbd" / file),
@@ -285,7 +288,7 @@ def configuration(source: Path, model: Path, benchmark: str, edits: str, rate: f
     joint = edits == "joint"
     return {
         "seed_everything": seed,
-        "run": {"name": run_name(benchmark, edits, rate if tuning else None, seed)},
+        "run": {"name": f"{benchmark}-{edits}-{positions}-seed{seed}-{'tuning' if tuning else 'test'}-{rate:g}"},
         "test_after_fit": True,
         "model": {"class_path": "kedit.distill.DistillModule", "init_args": {
             "backbone": {"name": str(model)}, "lora": {"rank": 16},
@@ -297,16 +300,12 @@ def configuration(source: Path, model: Path, benchmark: str, edits: str, rate: f
             "source": {"class_path": "distill_real_text.Whole",
                        "init_args": {"judged": sources[0], "tuned": sources[1]}},
             "protocol": {"edits": edits, "passes": 1 if joint else PASSES}, "sentences": 5,
-            "batch_sentences": 8 if joint else 5, "row_tokens": CONTEXT,
+            "positions": positions, "batch_sentences": 8 if joint else 5, "row_tokens": CONTEXT,
             "evaluation": {"learn": "validation" if tuning else "test"}}},
         "trainer": {"accelerator": "cpu", "max_epochs": PASSES if joint else 1, "enable_progress_bar": False,
                     "gradient_clip_val": 1.0, "limit_val_batches": 0, "log_every_n_steps": 5},
         "checkpoint": {"save_last": True},
     }  # fmt: skip
-
-
-def run_name(benchmark: str, edits: str, rate: float | None, seed: int) -> str:
-    return f"{benchmark}-{edits}-seed{seed}" + ("" if rate is None else f"-tuning-{rate:g}")
 
 
 def fitted(work: Path, config: dict[str, Any], threads: int) -> tuple[dict[str, float], str]:
@@ -316,8 +315,9 @@ def fitted(work: Path, config: dict[str, Any], threads: int) -> tuple[dict[str, 
     if not results.is_file():
         path = work / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         more = {"KEDIT_CACHE": str(work / "cache"), "KEDIT_ALLOW": "distill_real_text", "OMP_NUM_THREADS": str(threads),
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+                "PYTHONPATH": os.pathsep.join(path for path in paths if path)}  # fmt: skip
         start = time.perf_counter()
         with said.open("w", encoding="utf-8") as log:
             done = subprocess.run([sys.executable, "-m", "kedit", "fit", "--config", str(path)], cwd=work, stdout=log,
@@ -363,6 +363,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1700, help="of pre-training, 4 rows of 256 tokens each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--positions", default="after_mention", choices=["after_mention", "all"])
     parser.add_argument("--edits", nargs="+", default=["independent", "joint"])
     parser.add_argument("--benchmarks", nargs="+", default=list(FILES), choices=list(FILES))
     options = parser.parse_args()
@@ -372,26 +373,40 @@ def main() -> None:
     model = pretrain(source, work, options.steps)
     quality = json.loads((model / "quality.json").read_text(encoding="utf-8"))
     print("the model: " + ", ".join(f"{key} {value:.4g}" for key, value in quality.items()), flush=True)
-    report: dict[str, Any] = {"model": quality}
-    for benchmark in options.benchmarks:
-        for edits in options.edits:
+    written = work / "report.json"
+    report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+    report["model"] = quality
+    for benchmark, edits in itertools.product(options.benchmarks, options.edits):
+        print(run(source, work, model, benchmark, edits, options, report), flush=True)
+        written.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-            def one(rate: float, tuning: bool, of=(benchmark, edits)) -> tuple[dict[str, float], str]:  # type: ignore[no-untyped-def]
-                return fitted(work, configuration(source, model, *of, rate, tuning, options.seed), options.threads)
 
-            tuned = {rate: one(rate, True)[0]["test/target_nll/edited"] for rate in RATES}
-            best = min(tuned, key=lambda rate: tuned[rate])
-            found, said = one(best, False)
-            rows = {way: figures(found, way) for way in WAYS}
-            gain = found["test/target_nll/base"] - found["test/target_nll/prepend"]
-            chosen = re.findall(r"^\w+: learning rate .*$|^left out of .*$|^\d+ of \d+ facts have no .*$", said, re.M)
-            print(table(f"\n## {benchmark}, all {PROBES[benchmark]} probes, edits {edits}", rows))
-            print(f"the definition in context is worth {gain:.3f} nats a token; distillation's learning rate {best:g} "
-                  f"({', '.join(f'{rate:g}: {nll:.3f}' for rate, nll in tuned.items())} nats on the facts kept for "
-                  "tuning)", *chosen, sep="\n", flush=True)  # fmt: skip
-            report[f"{benchmark}/{edits}"] = {"prepend_gain": gain, "learning_rate": best, "tuning": tuned,
-                                              "said": chosen, "rows": rows, "results": found}  # fmt: skip
-            (work / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+def run(
+    source: Path, work: Path, model: Path, benchmark: str, edits: str, options: argparse.Namespace, report: dict
+) -> str:
+    """Tune, train and judge one benchmark; its table, and what was chosen."""
+    name, file = FILES[benchmark]
+    probes = len(getattr(kedit.benchmarks, name)(source / "ecbd" / file).load().probes)
+
+    def fit(rate: float, tuning: bool) -> tuple[dict[str, float], str]:
+        given = configuration(source, model, benchmark, edits, options.positions, rate, tuning, options.seed)
+        return fitted(work, given, options.threads)
+
+    tuned = {rate: fit(rate, True)[0]["test/target_nll/edited"] for rate in RATES}
+    best = min(tuned, key=lambda rate: tuned[rate])
+    found, said = fit(best, False)
+    rows = {way: figures(found, way) for way in WAYS}
+    gain = found["test/target_nll/base"] - found["test/target_nll/prepend"]
+    chosen = re.findall(r"^\w+: learning rate .*$|^left out of .*$|^\d+ of \d+ facts have no .*$", said, re.M)
+    key = f"{benchmark}, edits {edits}, positions {options.positions}"
+    report[key] = {"probes": probes, "prepend_gain": gain, "learning_rate": best, "tuning": tuned, "said": chosen,
+                   "rows": rows, "results": found}  # fmt: skip
+    tried = ", ".join(f"{rate:g}: {nll:.3f}" for rate, nll in tuned.items())
+    return "\n".join([
+        table(f"\n## {key}: all {probes} probes", rows),
+        f"the definition in context is worth {gain:.3f} nats a token",
+        f"edited: learning rate {best:g} is best on the facts kept for tuning ({tried} nats)", *chosen,
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Sentences per second of distillation: the reference's algorithm beside the fast form, in one run on one model and data.
+"""Sentences per second of distillation: the reference's algorithm beside the fast form, on one model, in one run.
 
 One sentence is all its K steps: the reference takes them one after another, sentence by sentence, each with a fresh
-AdamW over all weights; the fast form goes K times through all sentences, packed, with one optimiser that lasts. Both run
-through Trainer.fit, as users run them; counted is the time between the first and the last training step. The teacher
-reads before that, the same for all, and its time stands beside. On a CPU it is processor time, which other work on the
-machine does not count in.
+AdamW over all weights; the fast form goes K times through all sentences, packed, with one optimiser that lasts. Both
+run through Trainer.fit, as users run them; counted is the time between the first and the last training step. The
+teacher reads before that, the same for all, and its time stands beside. On a CPU it is processor time, in which other
+work on the machine does not count.
 
     [KEDIT_DATA=FOLDER] python tests/speed/distill_training.py [--device cuda] [--threads 1] [--repeats 3]
 
@@ -198,9 +198,11 @@ def main() -> None:
                 if way not in best or clock.seconds < best[way].seconds:
                     best[way] = clock
                 before[way] = max(before.get(way, 0.0), seconds)  # where the teacher's states were not yet cached
-    print(f"\nGPT-2, {options.layers} layers, width {options.width}, {options.vocabulary} ids, {weights / 1e6:.1f} M weights;"
-          f" {sentences} sentences ({'ECBD-2023' if source else 'random words'}), K = {options.steps}, {options.device}, "
-          f"{options.threads} threads, least of {options.repeats}")  # fmt: skip
+    print(
+        f"\nGPT-2, {options.layers} layers, width {options.width}, {options.vocabulary} ids, {weights / 1e6:.1f} M "
+        f"weights; {sentences} sentences ({'ECBD-2023' if source else 'random words'}), K = {options.steps}, "
+        f"{options.device}, {options.threads} threads, least of {options.repeats}"
+    )
     report(ways, best, before, sentences)
 
 
