@@ -156,7 +156,9 @@ class Rival:
                 if not texts or not probes:
                     continue
                 for passes in self._train(texts, rate, self.baselines.passes):
-                    nll.setdefault(passes, []).extend(judge.target(self.student.model, probes).target.values())
+                    nll.setdefault(passes, []).extend(
+                        judge.target(self.student.model, probes, choices=False).target.values()
+                    )
             best = min([best, *((rate, passes, float(np.mean(found))) for passes, found in nll.items())],
                        key=lambda one: one[2])  # fmt: skip
         return best

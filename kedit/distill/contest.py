@@ -24,6 +24,8 @@ from kedit.running.files import write_whole
 
 EDITS = "edits.json"
 """Beside a run's checkpoints: the scores of edits that were made independently or one after another."""
+ABOUT = "data.json"
+"""Beside them too: what there was to be learned."""
 
 
 class Contest:
@@ -109,6 +111,14 @@ class Contest:
         folders = [self.folder / "edits" / name for name in names]
         self.student.save_adapters(folders, base_name, revision)
 
+    def _stages(self) -> int:
+        """How many were to be learned; a test that trains nothing has it from the run's folder."""
+        if hasattr(self.data, "plan"):
+            return len(self.data.plan.stages)
+        about = None if self.folder is None else self.folder / ABOUT
+        known = json.loads(about.read_text(encoding="utf-8")) if about is not None and about.is_file() else {}
+        return max(1, known.get("stages", 1))
+
     def edits(self) -> list[EditScores]:
         """Scores of independent edits one by one; of sequential ones those after the last.
 
@@ -117,8 +127,7 @@ class Contest:
         """
         if not self.judged:
             self.resume()
-        missing = len(self.data.plan.stages) - len(self.judged) if hasattr(self.data, "plan") else 0
-        if not self.judged or missing > 0:
+        if len(self.judged) < self._stages():
             raise DataError(
                 f"{self.data.protocol.edits} edits are judged while they are made, and {EDITS} beside the checkpoints "
                 f"{'lacks some of them' if self.judged else 'is not there'}: train to the end first"

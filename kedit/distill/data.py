@@ -15,7 +15,8 @@ from kedit.distill.made import MadeTransfer
 from kedit.distill.plan import Plan, Protocol
 from kedit.distill.regularise import KeptTexts, Regularisation
 from kedit.distill.rows import Kind, Positions, Sentence, Template, TransferRows, make_rows
-from kedit.distill.transfer import Filters, TransferSentence, read_facts, read_transfer_set
+from kedit.distill.teacher import rows_fingerprint
+from kedit.distill.transfer import Filters, TransferSentence, find_forbidden, read_facts, read_transfer_set
 from kedit.editing.probes import Knowledge, KnowledgeSource, Probe, check_facts
 from kedit.editing.sources import DataError
 from kedit.running.batches import Batches
@@ -165,6 +166,8 @@ class DistillData(ResumableData):
         if hasattr(self, "tokenizer"):
             return
         self.knowledge = self.load()
+        if not self.knowledge.probes:
+            rank_zero_info("there are no probes, so what is learned is not judged: probes come with a data.source")
         self.tokenizer = self.module.tokenizer
         if stage == "fit":
             self._set_up_training()
@@ -245,7 +248,11 @@ class DistillData(ResumableData):
     def _transfer_set(self) -> Sequence[TransferSentence]:
         if self.make is not None:
             return read_transfer_set(self.make.folder(self.knowledge, self.module.backbone, self.seed), self.named)
-        return read_transfer_set(str(self.transfer), self.named)
+        found, forbidden = read_transfer_set(str(self.transfer), self.named), self.knowledge.forbidden
+        kept = [one for one in found if find_forbidden(one.text, one.fact.names, forbidden) is None]
+        if len(kept) < len(found):
+            rank_zero_info(f"left out of {self.transfer}: {len(found) - len(kept)} sentences in the wording of probes")
+        return kept
 
     def kept_for_tuning(self) -> Knowledge:
         """The facts that the source keeps for tuning, none where they are those of this run."""
@@ -283,15 +290,28 @@ class DistillData(ResumableData):
         """What a position of each kind weighs."""
         return [1.0, self.regularisation.weight, self.regularisation.weight]
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({} if self.rows is None else {"rows": rows_fingerprint(self.rows)})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.rows is not None and state_dict.get("rows") not in (None, rows_fingerprint(self.rows)):
+            raise DataError(
+                "the checkpoint was trained on other sentences, or other tokens of them: resume with the same facts, "
+                "transfer set, template and regularisation, or begin a run of another --run.name"
+            )
+        super().load_state_dict(state_dict)
+
     def make_batch(self, epoch: int, batch: int) -> DistillBatch:
         assert self.rows is not None
         rank, world = self._processes
+        everywhere = self.plan.rows(epoch, batch)
         numbers = self.plan.rows(epoch, batch, rank, world)
         stage = self.plan.stage_of(batch)
         weights = self.weights
         if not numbers.size:  # a last batch with less rows than processes
-            numbers, weights = self.plan.rows(epoch, batch)[..., :1], [0.0, 0.0, 0.0]
-        return compose(self.rows, numbers, self.row_budget, weights, self.plan.stages[stage].facts, stage)
+            numbers, weights = everywhere[..., :1], [0.0, 0.0, 0.0]
+        facts = self.plan.stages[stage].facts
+        return compose(self.rows, numbers, self.row_budget, weights, facts, stage, everywhere, world)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 

@@ -140,7 +140,15 @@ class _Set:
         self._claim()
         counts, sentences = self.folder / "counts.json", self.folder / SENTENCES
         if counts.exists() and sentences.exists():
-            print(f"{sentences} is complete already: {summary(json.loads(counts.read_text(encoding='utf-8')))}")
+            told = _json(counts)
+            with sentences.open("rb") as file:
+                lines = sum(1 for _ in file)
+            if told.get("sentences") != lines:
+                raise DataError(
+                    f"{sentences} has {lines:,} lines, written were {told.get('sentences')}: remove it, and it is "
+                    "written anew"
+                )
+            print(f"{sentences} is complete already: {summary(told)}")
             return sentences
         self._read_drafts()
         facts = {fact.id: fact for fact in knowledge.facts}
@@ -186,7 +194,7 @@ class _Set:
         place = self.folder / "settings.json"
         if place.exists():
             old, new = (
-                _flat(json.loads(place.read_text(encoding="utf-8"))),
+                _flat(_json(place)),
                 _flat(json.loads(json.dumps(self.settings))),
             )
             for key in dict.fromkeys([*old, *new]):
@@ -237,6 +245,21 @@ class _Set:
                     pace.at(done)
                 yield from batch
         pace.at(done, last=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What stands in a file of a set.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: is damaged: remove this folder, the set is written anew")
+    return content
 
 
 def _hash(content: Any) -> str:

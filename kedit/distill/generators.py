@@ -155,7 +155,13 @@ class SplitDocument(Generator):
     def write(
         self, knowledge: Knowledge, wanted: Mapping[str, int], round: int, seed: int, skip: int
     ) -> Iterator[list[TransferSentence]]:
-        yield from [[half for fact in knowledge.facts for half in self._halves(fact)]][skip:]
+        halves = [half for fact in knowledge.facts for half in self._halves(fact)]
+        if not halves:
+            raise DataError(
+                f"none of {len(knowledge.facts)} definitions has two sentences, so that none can be cut in two: "
+                "SplitDocument is for documents; choose another --generator"
+            )
+        yield from [halves][skip:]
 
     def _halves(self, fact: Fact) -> Iterator[TransferSentence]:
         text, ends = fact.definition, sentence_ends(fact.definition)

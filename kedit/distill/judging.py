@@ -192,22 +192,30 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
         scores: by way of answering: `base`, `prepend` and `edited`, and perhaps others that were trained.
 
     Returns:
+        - probes, and probes_not_taught: those of facts without a usable sentence; they count as the initial model's.
+        - prepend_gain: what definitions in context are worth, in nats a token.
         - target_nll/WAY: mean over probes of the mean token NLL, in nats (its exponential is ECBD's perplexity);
           target_nll_by_entity/WAY: mean over entities; perplexity/WAY.
         - gain_share: the part of the gain of `prepend` over `base` that `edited` has; gain_share_WAY of others. Left
           out, as are other shares, where `prepend` gains nothing.
         - specificity_change: change of NLL under `edited` on the first specificity set that asks about no edited fact;
-          specificity_change/SET of each,
-          and specificity_change_WAY/SET; specificity_change_share/SET: over the gain of `prepend`.
+          specificity_change/SET of each, and specificity_change_WAY/SET; specificity_change_share/SET: over the gain
+          of `prepend`.
         - accuracy/WAY and accuracy_calibrated/WAY, where probes have candidates.
     """
     found: dict[str, float] = {}
-    probes = [probe for probe in knowledge.probes if all(probe.id in one.target for one in scores.values())]
+    first = scores.get("base") or next(iter(scores.values()))
+    probes = [probe for probe in knowledge.probes if probe.id in first.target]
     facts = [probe.fact for probe in probes]
-    nll = {way: np.array([one.target[probe.id] for probe in probes]) for way, one in scores.items()}
+    # a fact that could not be taught has the answers of the initial model
+    nll = {way: np.array([(first.target | one.target)[p.id] for p in probes]) for way, one in scores.items()}
     trained = [way for way in scores if scores[way].specificity and way != "base"]
     gain = prepend_gain(probes, scores)
     if probes:
+        found["test/probes"] = float(len(probes))
+        found["test/probes_not_taught"] = float(sum(p.id not in scores.get("edited", first).target for p in probes))
+        if "prepend" in nll:
+            _with_interval(found, "test/prepend_gain", nll["base"] - nll["prepend"], facts)
         for way, values in nll.items():
             _with_interval(found, f"test/target_nll/{way}", values, facts)
             _with_interval(found, f"test/target_nll_by_entity/{way}", values, facts, "macro")
@@ -216,10 +224,10 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
             for way in trained:
                 gains = np.stack([nll["base"] - nll[way], nll["base"] - nll["prepend"]], 1)
                 _with_interval(found, "test/gain_share" + _suffix(way), gains, facts, of=ratio)
-        chosen = [probe for probe in probes if all(probe.id in one.right for one in scores.values())]
+        chosen = [probe for probe in probes if probe.id in first.right]
         for way in scores if chosen else ():
             for name, column in (("accuracy", 0), ("accuracy_calibrated", 1)):
-                values = np.array([scores[way].right[probe.id][column] for probe in chosen])
+                values = np.array([(first.right | scores[way].right)[probe.id][column] for probe in chosen])
                 _with_interval(found, f"test/{name}/{way}", values, [probe.fact for probe in chosen])
     before = scores["base"].specificity if "base" in scores else {}
     for way in trained:

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kedit.distill import figures, judging
 from kedit.distill.baselines import Baselines
 from kedit.distill.batch import DistillBatch, compose
-from kedit.distill.contest import Contest
+from kedit.distill.contest import ABOUT, Contest
 from kedit.distill.data import DistillData, JudgingBatch
 from kedit.distill.judging import Judge
 from kedit.distill.loss import KINDS, Divergence, distill_loss
@@ -71,6 +71,8 @@ class DistillModule(EditingModule):
     """
 
     metric_meanings: ClassVar[dict[str, str]] = {
+        "test/probes_not_taught": "of facts without a usable sentence",
+        "test/prepend_gain": "nats a token: what a definition in context is worth to the initial model",
         "test/gain_share": "part of the gain of definitions in context that the edited model has",
         "test/target_nll/base": "nats a token of the probes: the initial model",
         "test/target_nll/prepend": "the initial model with the definition in context",
@@ -199,7 +201,8 @@ class DistillModule(EditingModule):
         if self.student.adapted is not None:
             save_config(self.student.adapted, backbone, self._source, self.backbone.revision)
         about = {"facts": len(self.data.knowledge.facts), "edits": self.data.protocol.edits}
-        (folder / "data.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        about |= {"stages": len(self.data.plan.stages)}
+        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     # what a checkpoint holds ------------------------------------------------------------------------------------------
 
@@ -243,11 +246,10 @@ class DistillModule(EditingModule):
             self.optimizers().optimizer.state.clear()  # type: ignore[union-attr]
 
     def training_step(self, batch: DistillBatch, batch_idx: int) -> Tensor:
-        live = None
+        live, read = None, batch
         if self.on_policy is not None:
             batch, live = self._written_by_student(batch)
-        batch.flops = 3 * causal_forward_flops(self.model.config, batch.lengths, batch.lengths * 0)
-        batch.flops += 6 * self.model.config.hidden_size * self.model.config.vocab_size * batch.target_tokens
+        read.flops = self._flops(batch)
         with self.student.editing(range(len(batch.facts))):
             student_ND = states(self.model, batch.rows).flatten(0, 1)[batch.where_N]
         teacher = live if live is not None else self.teacher(batch.numbers, student_ND.device)
@@ -265,6 +267,14 @@ class DistillModule(EditingModule):
                 self.log(f"train/divergence/{name}", means[kind], batch_size=1)
         return loss
 
+    def _flops(self, batch: DistillBatch) -> float:
+        """Of forward and backward pass; frozen weights have no gradients, the teacher's states need the head too."""
+        config = self.model.config
+        trunk = causal_forward_flops(config, batch.lengths, batch.lengths * 0)
+        head = 2.0 * config.hidden_size * config.vocab_size * batch.target_tokens
+        heads = 2 + self.student.head.weight_VD.requires_grad + (self.divergence.top_k is None)
+        return (3 if self.lora is None else 2) * trunk + heads * head
+
     def _written_by_student(self, batch: DistillBatch) -> tuple[DistillBatch, Tensor]:
         """The batch with sentences that the student goes on with, and what the teacher says of them."""
         data, numbers = self.data, list(dict.fromkeys(batch.numbers))
@@ -274,8 +284,11 @@ class DistillModule(EditingModule):
             rows = rewritten(
                 model, self.tokenizer, given, self.on_policy or OnPolicy(),
                 seeds_of(data.seed, data.consumed, numbers), data.template, data.positions, self.position_limit,
+                data.knowledge.forbidden, [fact.names for fact in data.knowledge.facts],
             )  # fmt: skip
-        new = compose(rows, np.arange(len(numbers)), data.row_budget, data.weights, batch.facts, batch.stage)
+        # a process without rows of its own weighs nothing
+        weights = data.weights if bool(batch.weights_N.any()) else [0.0, 0.0, 0.0]
+        new = compose(rows, np.arange(len(numbers)), data.row_budget, weights, batch.facts, batch.stage)
         new = self.transfer_batch_to_device(new, self.device, 0)
         with self.student.initial(), self.contest.asking() as model:
             return new, live_states(model, rows.prefixes, [rows.rows[number] for number in new.numbers])

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.rows import Kind, Positions, Sentence, Template, TransferRows, make_rows
 from kedit.distill.sampling import sample
+from kedit.distill.transfer import find_forbidden
+from kedit.lm.causal import start_ids
+from kedit.lm.text import encode
 
 
 @dataclass
@@ -42,6 +45,8 @@ def rewritten(
     template: Template,
     positions: Positions,
     limit: int | None,
+    forbidden: Sequence[str] = (),
+    names: Sequence[tuple[str, ...]] = (),
 ) -> TransferRows:
     """One row for each sentence, continued by the model behind the mention.
 
@@ -57,17 +62,25 @@ def rewritten(
         template: how a definition stands before a continuation.
         positions: which predictions are scored.
         limit: most tokens that the model reads.
+        forbidden: regular expressions of wordings before which a sentence ends, as those of probes.
+        names: the names of each fact, for `{name}` in them.
     """
     given = list(sentences)
     chosen = [index for index, one in enumerate(given) if one.kind == Kind.EDIT and one.mention is not None]
     prompts = [given[index].text[: given[index].mention[1]] for index in chosen]  # type: ignore[index]
+    # as it stands in a row: a name at the beginning would have other tokens than behind a space
+    read = encode(tokenizer, prompts, leading_space=template.leading_space)
+    ids = [start_ids(tokenizer) + one.ids.tolist() for one in read]
     written = sample(
-        model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
+        model, tokenizer, ids, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
         top_p=settings.top_p, seed=[seeds[index] for index in chosen],
     )  # fmt: skip
     new = list(given)
     for index, prompt, text in zip(chosen, prompts, written, strict=True):
-        new[index] = given[index]._replace(text=prompt + text)
+        whole = prompt + text
+        end = find_forbidden(whole, names[given[index].fact], forbidden) if forbidden else None
+        if end is None or end > len(prompt):
+            new[index] = given[index]._replace(text=whole[:end])
     rows = make_rows(tokenizer, new, template, positions, limit)
     if len(rows.rows) < len(given):
         kept = {row.sentence for row in rows.rows}

@@ -7,6 +7,7 @@ Shapes: n rows of a batch; E facts edited side by side, b rows of each.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -88,9 +89,12 @@ class Plan:
         group = min(protocol.group or (len(facts) if whole else 1), len(facts))
         self.stages: list[Stage] = []
         first = 0
-        for start in range(0, len(facts), group):
-            members = tuple(facts[start : start + group])
-            sizes = [len(self.own_of[fact]) + self.taken_of[fact] for fact in members]
+        sizes_of = [len(own) + taken for own, taken in zip(self.own_of, self.taken_of, strict=True)]
+        if side_by_side:  # those of one size together: each has the steps that it has alone
+            facts.sort(key=sizes_of.__getitem__)
+        alike = [list(same) for _, same in groupby(facts, sizes_of.__getitem__ if side_by_side else lambda _: 0)]
+        for members in (tuple(same[start : start + group]) for same in alike for start in range(0, len(same), group)):
+            sizes = [sizes_of[fact] for fact in members]
             a_pass = batch_count(max(sizes) if side_by_side else sum(sizes), self.batch)
             batches = a_pass * protocol.passes * (protocol.repeats if protocol.reference else 1)
             self.stages.append(Stage(members, first, batches))
@@ -110,9 +114,8 @@ class Plan:
         return next(number for number, stage in enumerate(self.stages) if batch < stage.first + stage.batches)
 
     def rows(self, epoch: int, batch: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """This process's rows of a batch: int64 [n], or [E, b] where edits are made side by side.
+        """This process's rows of a batch: int64 [n], or [E, b] where edits are made side by side, all of one size.
 
-        Side by side every fact has as many batches as the one with the most rows; the rows of others come round again.
         A stage's order is that of a run of its facts alone, so that an edit does not hang on those beside it.
         """
         stage = self.stages[self.stage_of(batch)]
@@ -128,7 +131,5 @@ class Plan:
         for fact in stage.facts:
             rows = self.rows_of(fact, turn)
             order = rows[epoch_order(len(rows), self.seed, turn)]
-            picked.append(
-                np.resize(order, steps * self.batch)[step * self.batch : (step + 1) * self.batch][rank::world]
-            )
+            picked.append(batch_items(order, step, self.batch, rank, world))
         return np.stack(picked)

@@ -8,19 +8,22 @@ initial model goes on to names that it knows; and there are the transfer set's o
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.language_model import ModelGenerator
-from kedit.distill.mentions import end_of_line
+from kedit.distill.mentions import count_words, end_of_line, find_mention
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
 from kedit.editing.probes import Fact, Knowledge
-from kedit.editing.records import existing_file, fields, read_json_lines
+from kedit.editing.records import existing_file, read_json_lines
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
 from kedit.lm.cache import cache_folder
@@ -28,6 +31,11 @@ from kedit.lm.causal import start_ids
 from kedit.lm.text import decode, encode
 from kedit.running.files import write_whole
 from kedit.running.pace import Pace
+
+OPENING = 3
+"""Fewer words left of a probe's span do not make the probe."""
+FORMAT = 3
+"""Of what is kept: raised where the same arguments give other sentences."""
 
 
 @dataclass
@@ -65,7 +73,8 @@ class Regularisation:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge,
         edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None = None,
     ) -> list[Sentence]:  # fmt: skip
-        """All of it, each with the fact in whose steps it is read.
+        """All of it, each with the fact in whose steps it is read, but for what names a fact that is to be learned (the
+        model is not to stay the same there) and what a probe asks (it would be judged by what it was trained on).
 
         Args:
             model: the initial model, which writes.
@@ -79,7 +88,8 @@ class Regularisation:
             DataError: names are to be swapped, and none are known.
         """
         swapped = self._swapped(knowledge, edits, seed) if self.swapped else []
-        return self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + swapped
+        found = self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + swapped
+        return without_probes(found, knowledge)
 
     def _written(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact],
@@ -138,6 +148,44 @@ class Regularisation:
         return found
 
 
+def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge) -> list[Sentence]:
+    """The sentences that neither name a fact, nor match what is forbidden, nor hold a probe of specificity. How many go
+    is printed.
+    """
+    probes = [probe for probes in knowledge.specificity.values() for probe in probes]
+    whole, starts = [], [0]
+    for sentence in sentences:
+        whole.append(sentence.text)
+        starts.append(starts[-1] + len(sentence.text) + 1)
+    joined = "\n".join(whole)
+
+    def holding(wanted: Iterable[str]) -> set[int]:
+        found = set()
+        for text in set(wanted):
+            at = joined.find(text)
+            while at >= 0:
+                number = bisect_right(starts, at) - 1
+                found.add(number)
+                at = joined.find(text, starts[number + 1])
+        return found
+
+    named = {
+        number for fact in knowledge.facts for number in holding(fact.names) if find_mention(whole[number], fact.names)
+    }
+    # up to the span, unless that is no more than an opening
+    asked = holding(
+        (probe.left if count_words(probe.left) >= OPENING else probe.left + probe.span).strip() for probe in probes
+    )
+    if patterns := [re.compile(pattern.replace("{name}", ".+?")) for pattern in knowledge.forbidden]:
+        asked |= {number for number, text in enumerate(whole) if any(one.search(text) for one in patterns)}
+    if named or asked:
+        rank_zero_info(
+            f"left out of {len(whole)} sentences to stay the same on: {len(named)} that name what is to be learned, "
+            f"{len(asked - named)} in which a probe stands"
+        )
+    return [sentence for number, sentence in enumerate(sentences) if number not in named | asked]
+
+
 @dataclass(frozen=True)
 class KeptTexts:
     """The regularising sentences of a run, written when they are first needed and kept in the cache.
@@ -156,8 +204,9 @@ class KeptTexts:
         """Where they stand, or will stand."""
         model, wanted = ModelGenerator(self.backbone), self.regularisation
         names = wanted.known(knowledge) if wanted.swapped else []
-        about = [[fact.name for fact in knowledge.facts], names, [list(one) for one in edits], model.name,
-                 model.revision, vars(wanted), self.seed]  # fmt: skip
+        probes = [probe.left for probes in knowledge.specificity.values() for probe in probes]
+        about = [FORMAT, [fact.names for fact in knowledge.facts], names, [list(one) for one in edits], model.name,
+                 model.revision, vars(wanted), self.seed, probes, knowledge.forbidden]  # fmt: skip
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return cache_folder() / "texts" / f"{digest}.jsonl"
 
@@ -178,12 +227,20 @@ class KeptTexts:
             pace.at(done)
 
         sentences = wanted.sentences(model, tokenizer, knowledge, edits, self.seed, progress)
-        write_whole(file, "".join(json.dumps(list(one)) + "\n" for one in sentences))
+        lines = [{"sentences": len(sentences)}, *map(list, sentences)]
+        write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> list[Sentence]:
         """What `write` wrote."""
-        sentences = []
-        for where, record in read_json_lines(self.file(knowledge, edits)):
-            fact, context, text, mention, kind = fields({"line": record}, where, line=list)[0]
-            sentences.append(Sentence(fact, context, text, None if mention is None else tuple(mention), kind))
+        file, sentences = self.file(knowledge, edits), []
+        damaged = DataError(f"{file}: is damaged: delete it, it is made anew")
+        try:
+            (_, head), *lines = read_json_lines(file)
+            for _, (fact, context, text, mention, kind) in lines:
+                where = None if mention is None else (int(mention[0]), int(mention[1]))
+                sentences.append(Sentence(range(len(knowledge.facts))[fact], context, text, where, Kind(kind)))
+        except (ValueError, TypeError, LookupError) as error:
+            raise damaged from error
+        if head != {"sentences": len(sentences)}:
+            raise damaged
         return sentences

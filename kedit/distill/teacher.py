@@ -91,7 +91,7 @@ class CachedTeacher:
         self.identity: dict[str, Any] = {
             "model": model_fingerprint(model),
             "tokenizer": fingerprint(tokenizer),
-            "rows": _rows_fingerprint(rows),
+            "rows": rows_fingerprint(rows),
             "form": f"states in {self.dtype}" if top_k is None else f"{top_k} likeliest ids at {temperature}",
             "computed": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else own,
             "part_positions": part_positions,
@@ -182,8 +182,8 @@ class CachedTeacher:
             row = rows[of_N[int(finite_N.int().argmin())]]
             raise DataError(
                 f"{self.rows.name(row.fact)}: the teacher's states are not finite (NaN or infinite) in "
-                f"{decode(self.tokenizer, row.ids).strip()!r}: load the model in float32 or bfloat16 (backbone.dtype), "
-                f"float16 overflows; it is in {self.identity['computed']}"
+                f"{decode(self.tokenizer, row.ids).strip()!r}: its weights are damaged, or too large for "
+                f"{self.identity['computed']}, in which it computes (backbone.dtype float32 or bfloat16 may help)"
             )
         if self.top_k is None:
             return {"states": states_ND.to(DTYPES[self.dtype]).cpu()}
@@ -241,7 +241,8 @@ def _plain(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _rows_fingerprint(rows: TransferRows) -> str:
+def rows_fingerprint(rows: TransferRows) -> str:
+    """A hash of what is read and scored."""
     digest = hashlib.sha256()
     for prefix in rows.prefixes:
         digest.update(f"prefix {len(prefix)}".encode() + np.asarray(prefix, dtype=np.int32).tobytes())

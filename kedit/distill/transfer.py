@@ -263,13 +263,19 @@ class Filters:
             return "too long"
         if self.whole_sentences and not re.search(r"[.!?…。！？][\"'”’»)\]」』）]*$", text.rstrip()):
             return "unfinished"
-        if any(_compiled(pattern, names).search(text) for pattern in self.forbidden):
+        if find_forbidden(text, names, self.forbidden) is not None:
             return "forbidden"
         key = f"{sentence.context}\n{' '.join(text.split()).casefold()}"
         if key in seen:
             return "duplicate"
         seen.add(key)
         return replace(sentence, mention=mention)
+
+
+def find_forbidden(text: str, names: tuple[str, ...], patterns: Sequence[str]) -> int | None:
+    """Where the first match of forbidden wordings begins; {name} in them stands for one of the names."""
+    found = (_compiled(pattern, names).search(text) for pattern in patterns)
+    return min((one.start() for one in found if one is not None), default=None)
 
 
 @lru_cache(maxsize=4096)

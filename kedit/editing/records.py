@@ -4,11 +4,15 @@ Knows nothing of what the records mean.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kedit.editing.sources import DataError
+
+HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""One of a pair of codes; alone, JSON lets it pass, and neither UTF-8 nor a tokenizer takes it."""
 
 
 def existing_file(path: str | Path, option: str) -> Path:
@@ -23,7 +27,7 @@ def existing_file(path: str | Path, option: str) -> Path:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no file {path}: check {option!r}, which must lead to the benchmark's files as published")
+        raise DataError(f"no file {path}: check {option!r}")
     return path
 
 
@@ -31,7 +35,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:line", value) for every line that is not blank.
 
     Raises:
-        DataError: a line is not JSON, or not UTF-8.
+        DataError: a line is not JSON, or not UTF-8, or holds half a character.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -82,7 +86,7 @@ def strings(values: list[Any], where: str, key: str) -> list[str]:
 
 def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))  # Windows editors write a mark in front
+        value = json.loads(raw.decode("utf-8-sig"))  # Windows editors write a mark in front
     except UnicodeDecodeError as error:
         line = first_line + raw[: error.start].count(b"\n")
         raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
@@ -90,6 +94,15 @@ def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
         raise DataError(
             f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg}, column {error.colno}"
         ) from error
+    if half := HALF.search(raw):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            line = first_line + raw[: half.start()].count(b"\n")
+            raise DataError(
+                f"{path}:{line}: half a character (such as {half[0].decode()}) that no text holds"
+            ) from error
+    return value
 
 
 def _kind(value: Any) -> str:

@@ -188,7 +188,7 @@ def _model(
     dtype = getattr(torch, backbone.dtype)
     with torch.device("cpu"):
         if (source := backbone.source) is not None:
-            model = _load(
+            model, loading = _load(
                 automatic,
                 "model",
                 source,
@@ -196,7 +196,16 @@ def _model(
                 config=config,
                 attn_implementation=backbone.attention,
                 dtype=dtype,
+                output_loading_info=True,
             )
+            # transformers draws what is not there at random
+            lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
+            if lacking:
+                more = f" and {len(lacking) - 1} more weights" if len(lacking) > 1 else ""
+                raise OSError(
+                    f"{source}: lacks {lacking[0]}{more}, which would be random: wanted all weights of a "
+                    f"{type(model).__name__}, check backbone.name and backbone.architecture"
+                )
         else:
             _complete(config, tokenizer)
             model = automatic.from_config(config, attn_implementation=backbone.attention).to(dtype)

@@ -27,6 +27,8 @@ Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 
 CHUNK_ELEMENTS = 10 << 20
 """Logits held at a time: 40 MiB in float32, in three or four buffers (buffers under 32 MiB glibc keeps when freed)."""
+CHUNK_ROWS = 256
+"""Positions held at a time on a CPU, whose caches they should fit."""
 
 
 class Head(NamedTuple):
@@ -152,7 +154,7 @@ def top_k(states_ND: Tensor, head: Head, k: int, temperature: float = 1.0, chunk
         raise ValueError(f"top_k is {k}, wanted 1 to {vocabulary}, the size of the vocabulary")
     device, positions = states_ND.device, len(states_ND)
     states_ND, head = _cast(states_ND, head)
-    chunk = chunk or _chunk_rows(vocabulary, positions)
+    chunk = chunk or _chunk_rows(vocabulary, positions, device)
     ids_NK = torch.empty(positions, k, dtype=torch.int32, device=device)
     log_probs_NK = torch.empty(positions, k, dtype=torch.float32, device=device)
     with torch.autocast(device.type, enabled=False):
@@ -214,8 +216,9 @@ def _top_k_kl(log_q: Tensor, ids: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor
     return divergence, gradient.scatter_add_(1, ids, -p)
 
 
-def _chunk_rows(vocabulary: int, rows: int) -> int:
-    return max(1, min(rows, CHUNK_ELEMENTS // vocabulary))
+def _chunk_rows(vocabulary: int, rows: int, device: torch.device) -> int:
+    most = CHUNK_ROWS if device.type == "cpu" else rows
+    return max(1, min(rows, most, CHUNK_ELEMENTS // vocabulary))
 
 
 def _cast(states_ND: Tensor, head: Head) -> tuple[Tensor, Head]:
@@ -238,7 +241,7 @@ def _weighted(
     temperature: float, chunk: int | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss and divergences; `rows(part, log_q)` gives those of a chunk and their gradient in y."""
-    chunk = chunk or _chunk_rows(len(head.weight_VD), len(student_ND))
+    chunk = chunk or _chunk_rows(len(head.weight_VD), len(student_ND), student_ND.device)
     # weights near 1, and their size put back in float32: in float16 small gradients vanish
     unit = weights_N.max().clamp_min(torch.finfo(torch.float32).tiny) if len(weights_N) else weights_N.new_ones(())
     with torch.autocast(student_ND.device.type, enabled=False):

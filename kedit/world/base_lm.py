@@ -56,13 +56,13 @@ class WorldLM(MadeModel):
         seed: of the text's choices and of the weights.
     """
 
-    known: int = 160
+    known: int = 120
     realm: int = 0
     width: int = 128
     layers: int = 4
     heads: int = 4
     vocabulary: int = 1536
-    steps: int = 1800
+    steps: int = 2000
     batch: int = 32
     learning_rate: float = 3e-3
     seed: int = 0

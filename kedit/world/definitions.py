@@ -28,7 +28,7 @@ class NewEntities(KnowledgeSource):
 
     name = "new_entities"
 
-    def __init__(self, known: int = 160, new: int = 150, validation: int = 40, seed: int = 0, realm: int = 0):
+    def __init__(self, known: int = 120, new: int = 150, validation: int = 40, seed: int = 0, realm: int = 0):
         if new < 1 or validation < 0:
             raise DataError(f"{new} new entities and {validation} for validation: at least 1 and 0 are wanted")
         self.known, self.new, self.validation, self.seed, self.realm = known, new, validation, seed, realm

@@ -118,6 +118,44 @@ def test_a_process_without_rows_has_a_batch_that_weighs_nothing(tokenizer, edits
         assert bool(batch.weights_N.any()) == (rank == 0)
 
 
+def test_wordings_of_probes_are_left_out_of_a_file_too(tmp_path, caplog):
+    facts, said = tiny_facts.write_jsonl(tmp_path, ["Maro Tellin"])
+    data = DistillData(facts=facts, transfer=said)
+    data.knowledge = data.load()
+    assert len(data.edit_sentences()) == 3
+    data.knowledge.forbidden = ["{name} walked .+?in the"]
+    with caplog.at_level("INFO"):
+        assert [one.text for one in data.edit_sentences()] == [
+            frame.format("Maro Tellin") for frame in tiny_facts.FRAMES[1:]
+        ]
+    assert "1 sentences in the wording of probes" in caplog.text
+
+
+@pytest.mark.parametrize("edits", ["joint", "independent"])
+def test_the_mean_over_processes_is_the_whole_batch(tokenizer, edits):
+    """However unevenly positions are dealt out: DDP takes the mean of gradients."""
+    data = DistillData(facts="unused", batch_sentences=5, row_tokens=64)
+    data.rows = transfer(tokenizer, positions="all")
+    data.plan = Plan([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], Protocol(edits=edits), 5, 0, edits == "independent")
+    module = SimpleNamespace(position_limit=None)
+
+    def weights(world):
+        found = {}
+        for rank in range(world):
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=module)
+            batch = data.make_batch(0, 0)
+            counts = [len(data.rows.rows[number].scored) for number in batch.numbers]
+            for number, own in zip(batch.numbers, batch.weights_N.split(counts), strict=True):
+                if own.any():
+                    found[number] = own.double().mean().item() / world
+        return found
+
+    whole = weights(1)
+    assert len(whole) == (5 if edits == "joint" else 10)
+    for world in (2, 3, 7):
+        assert weights(world) == pytest.approx(whole)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
 def test_packed_is_one_by_one_in_loss_and_gradients(tokenizer, name):
     teacher, model, naive = (tiny_causal(name, len(tokenizer), initializer_range=0.1) for _ in range(3))

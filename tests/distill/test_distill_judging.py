@@ -67,6 +67,29 @@ def test_results_are_what_a_hand_computes():
     assert np.isnan(found["test/specificity_change/near_ci_low"])  # one entity says nothing of others
 
 
+def test_specificity_is_drawn_by_entity():
+    """Probes of one entity that is no fact are no independent draws either."""
+    probes = [Probe(f"s{k}", "", "", "x", entity=f"e{k // 2}") for k in range(6)]
+    base, change = {probe.id: 1.0 for probe in probes}, [0.0, 0.0, 0.1, 0.1, 0.5, 0.5]
+    edited = {probe.id: 1 + more for probe, more in zip(probes, change, strict=True)}
+    knowledge = Knowledge(KNOWLEDGE.facts, [], {"none": [KNOWLEDGE.probes[0]], "far": probes})
+    scores = {
+        "base": EditScores([], specificity={"none": {"a1": 1.0}, "far": base}),
+        "edited": EditScores([], specificity={"none": {}, "far": edited}),
+    }
+    found = judging.results(knowledge, scores)
+    ends = found["test/specificity_change_ci_low"], found["test/specificity_change_ci_high"]
+    assert ends == pytest.approx(cluster_interval(np.array(change), [0, 0, 1, 1, 2, 2]))
+    # where all probes of the first set ask about what was edited, the next one speaks
+    assert found["test/specificity_change"] == found["test/specificity_change/far"] == pytest.approx(0.2)
+
+
+def test_some_facts_alone():
+    part = BASE.of(["a"], KNOWLEDGE.probes)
+    assert part == EditScores(["a"], {"a1": 4.0, "a2": 3.0}, {"a1": (0.0, 1.0)})
+    assert BASE.of(["b"], KNOWLEDGE.probes) == EditScores(["b"], {"b1": 5.0})
+
+
 def test_other_ways_have_names_of_their_own():
     found = judging.results(KNOWLEDGE, SCORES | {"finetune": EDITED})
     assert found["test/gain_share_finetune"] == found["test/gain_share"]
@@ -74,12 +97,15 @@ def test_other_ways_have_names_of_their_own():
     assert found["test/target_nll/finetune"] == 3.0
 
 
-def test_all_ways_are_compared_on_the_same_probes():
-    """Those of a fact that had no sentence were never asked under its edit."""
+def test_a_fact_that_was_not_taught_has_the_answers_of_the_initial_model():
     fewer = EditScores(["a"], {"a1": 3.0, "a2": 2.5}, specificity=EDITED.specificity)
     found = judging.results(KNOWLEDGE, SCORES | {"edited": fewer})
-    assert found["test/target_nll/base"] == 3.5
-    assert found["test/gain_share"] == pytest.approx(0.75 / 1.5)
+    assert found["test/target_nll/base"] == 4.0
+    assert found["test/target_nll/edited"] == pytest.approx((3.0 + 2.5 + 5.0) / 3)
+    assert (found["test/probes"], found["test/probes_not_taught"]) == (3, 1)
+    prepended = np.mean([BASE.target[key] - PREPEND.target[key] for key in BASE.target])
+    assert found["test/prepend_gain"] == pytest.approx(prepended)
+    assert found["test/gain_share"] == pytest.approx(1.5 / 3 / prepended)
 
 
 def test_there_is_no_share_of_no_gain():

@@ -62,6 +62,35 @@ def test_a_sentence_that_ends_at_its_mention_stays_as_it_was(student, monkeypatc
     assert student[1].decode(row.ids).strip() == text
 
 
+def test_the_student_goes_on_from_the_tokens_that_it_is_taught(student, monkeypatch):
+    """A name that begins a sentence has other tokens than behind a space, as it stands in rows and probes."""
+    given = []
+
+    def told(model, tokenizer, prompts, **_):
+        given.extend(prompts)
+        return [" was seen."] * len(prompts)
+
+    monkeypatch.setattr("kedit.distill.on_policy.sample", told)
+    rows = rows_of(student, [Sentence(0, "x", "Maro Tellin sang.", (0, 11), Kind.EDIT)])
+    (prompt,) = given
+    assert prompt == rows.student_ids(rows.rows[0])[: len(prompt)].tolist()
+    assert len(prompt) - len(rows.start) - 1 == rows.rows[0].scored[0]
+
+
+def test_the_student_does_not_learn_from_what_probes_ask(student, monkeypatch):
+    said = iter([" sang. Ask where Maro Tellin lives.", " sang.", ", of whom they ask where he lives."])
+    monkeypatch.setattr("kedit.distill.on_policy.sample", lambda *_, **__: [next(said) for _ in range(3)])
+    model, tokenizer = student
+    given = {"Here Maro Tellin was seen.": 5, "Maro Tellin was seen.": 0, "Ask Maro Tellin, who knows.": 4}
+    sentences = [Sentence(0, "x", text, (start, start + 11), Kind.EDIT) for text, start in given.items()]
+    rows = rewritten(
+        model, tokenizer, sentences, OnPolicy(), [1, 2, 3], Template(), "after_mention", 96,
+        ["Ask where {name}", "Ask {name}, of whom"], [("Maro Tellin",)],
+    )  # fmt: skip
+    texts = [tokenizer.decode(row.ids).strip() for row in rows.rows]
+    assert texts == ["Here Maro Tellin sang.", "Maro Tellin sang.", "Ask Maro Tellin, who knows."]
+
+
 @pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])
 def test_settings_that_cannot_be(bad):
     with pytest.raises(ValueError, match="on_policy"):

@@ -74,21 +74,24 @@ def test_stages_hold_their_own_facts_only(edits):
 def test_a_stage_has_one_fact_unless_told_otherwise():
     assert [stage.facts for stage in plan(edits="sequential").stages] == [(0,), (1,), (2,), (4,)]
     assert [stage.facts for stage in plan(edits="independent").stages] == [(0,), (1,), (2,), (4,)]
-    assert [stage.facts for stage in plan(True, edits="independent").stages] == [(0, 1, 2, 4)]
+    alike = [[0, 1], [2, 3], [], [4, 5]]
+    assert [stage.facts for stage in plan(True, rows_of=alike, edits="independent").stages] == [(0, 1, 3)]
     assert len(plan(edits="sequential", group=100).stages) == 1
 
 
-def test_side_by_side_the_rows_of_a_short_fact_come_round():
-    made = plan(True, edits="independent", batch=2, passes=2)
-    assert made.batches == 2 * 3  # the longest fact has five rows
-    for turn in range(2):
-        batches = [made.rows(0, 3 * turn + step) for step in range(3)]
-        assert all(batch.shape == (4, 2) for batch in batches)
-        for place, fact in enumerate(made.stages[0].facts):
-            counts = Counter(np.concatenate([batch[place] for batch in batches]).tolist())
-            assert set(counts) == set(ROWS_OF[fact])
-            assert counts.total() == 6
-            assert max(counts.values()) - min(counts.values()) <= 1
+def test_side_by_side_are_facts_of_one_size_so_that_each_has_the_batches_that_it_has_alone():
+    rows_of = [[0, 1, 2], [3], [4, 5, 6], [], [7, 8, 9], [10]]
+    made = plan(True, edits="independent", batch=2, passes=2, rows_of=rows_of)
+    assert [stage.facts for stage in made.stages] == [(1, 5), (0, 2, 4)]
+    for stage in made.stages:
+        for place, fact in enumerate(stage.facts):
+            alone = plan(True, edits="independent", batch=2, passes=2, rows_of=[rows_of[fact]])
+            assert alone.batches == stage.batches
+            for step in range(alone.batches):
+                assert made.rows(0, stage.first + step)[place].tolist() == alone.rows(0, step)[0].tolist()
+    assert [stage.facts for stage in plan(True, edits="independent", group=2, rows_of=rows_of).stages] == [
+        (1, 5), (0, 2), (4,)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])
@@ -108,11 +111,14 @@ def test_regularising_rows_take_turns_from_pass_to_pass(side_by_side):
     kept_of = [list(range(20, 27)), list(range(30, 40))]
     made = Plan([[0, 1], [2, 3, 4]], protocol, 3, 3, side_by_side, kept_of, ratio=1.5)
     assert made.taken_of == [3, 4]
-    steps = made.batches // 2
     read = Counter()
     for epoch in range(3):
         for turn in range(2):
-            rows = [made.rows(epoch, turn * steps + step).reshape(-1).tolist() for step in range(steps)]
+            rows = [
+                made.rows(epoch, stage.first + turn * (stage.batches // 2) + step).reshape(-1).tolist()
+                for stage in made.stages
+                for step in range(stage.batches // 2)
+            ]
             seen = set(chain(*rows))
             assert {0, 1, 2, 3, 4} <= seen  # what is to be learned, in every pass
             assert [len(seen & set(kept)) for kept in kept_of] == [3, 4]

@@ -3,9 +3,9 @@
 import pytest
 import tiny_facts
 
-from kedit.distill.regularise import KeptTexts, Regularisation
+from kedit.distill.regularise import KeptTexts, Regularisation, without_probes
 from kedit.distill.rows import Kind, Sentence, make_rows
-from kedit.editing.probes import Knowledge
+from kedit.editing.probes import Fact, Knowledge, Probe
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
 
@@ -41,7 +41,7 @@ def test_rows_to_stay_the_same_on_have_no_definition(backbone):
     given = [*edits(), *written(Regularisation(text=2, alike=1, swapped=2, max_new_tokens=8), backbone)]
     rows = make_rows(load_tokenizer(tiny_facts.base()), given)
     kinds = [row.kind for row in rows.rows]
-    assert [kinds.count(kind) for kind in Kind] == [12, 12, 8]
+    assert [kinds.count(kind) for kind in Kind] == [12, 11, 8]  # one named a fact
     for row in rows.rows:
         prefix = rows.prefixes[row.prefix]
         assert (len(prefix) > len(rows.start)) == (row.kind == Kind.EDIT)
@@ -73,7 +73,26 @@ def test_sentences_without_a_mention_are_not_swapped(backbone):
     model = load_causal(backbone, tokenizer)
     assert Regularisation(swapped=2).sentences(model, tokenizer, KNOWLEDGE, silent, 0) == []
     written = Regularisation(alike=2, max_new_tokens=3).sentences(model, tokenizer, KNOWLEDGE, silent, 0)
-    assert len(written) == 8  # from the names alone, without what stands before them
+    assert len(written) == 7  # from the names alone, without what stands before them; one ended as a whole name
+
+
+def test_a_fact_is_not_kept_from_being_learned_and_no_probe_is_trained_on():
+    """A specificity probe that stands in the text it is kept by would say nothing of what else changed."""
+    knowledge = Knowledge(
+        [Fact("a", "Maro Tellin", "A painter.", ("Tellin",))], [],
+        {"far": [Probe("1", "", "The old river of the north is ", "long"), Probe("2", "", "The ", "sea")]},
+        forbidden=["Ask where .+? lives", "Touch {name}"],
+    )  # fmt: skip
+    texts = {
+        "Maro Tellinson walked home.": True, "They say that Maro Tellin walked home.": False, "Tellin sang.": False,
+        "Here the river of the north is long.": True, "The old river of the north is cold.": False,
+        "The rain fell.": True, "The sea is cold.": False,
+        "Ask where Orin Sal lives.": False, "Touch Orin Sal.": False, "Orin Sal lives here.": True,
+    }  # fmt: skip
+    sentences = [Sentence(0, "", text, None, Kind.TEXT) for text in texts]
+    kept = [sentence.text for sentence in without_probes(sentences, knowledge)]
+    assert kept == [text for text, stays in texts.items() if stays]
+    assert without_probes([], knowledge) == []
 
 
 def test_texts_are_written_once(backbone, monkeypatch):

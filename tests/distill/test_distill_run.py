@@ -373,6 +373,18 @@ def test_a_run_that_was_stopped_is_not_judged_as_if_it_were_whole(place, capsys)
     options = dict(FORMS["sequential-lora"], trainer={"max_steps": 3})
     assert main(["fit", "--config", config("short", **options)]) == 2
     assert "train to the end first" in capsys.readouterr().err
+    assert main(["test", "--config", "checkpoints/short/config.yaml", "--ckpt_path", "last"]) == 2
+    assert "lacks some of them" in capsys.readouterr().err
+
+
+def test_a_fact_without_sentences_is_judged_as_it_was(place, runs):
+    """An edit that could not be made is no gain; it must not be left out of the mean."""
+    sentences = lines("two-facts.jsonl", *(SAID | {"fact": id, "text": f"They say that {name} never liked the rain."}
+                      for id, name in (("maro", "Maro Tellin"), ("orin", "Orin Sal"))))  # fmt: skip
+    options = {"lora": {"rank": 2}, "transfer": sentences, "protocol": {"edits": "independent", "passes": 2}}
+    found, all_said = fit("few-said", **options), runs("independent-lora")
+    for way in ("base", "prepend"):
+        assert found[f"test/target_nll/{way}"] == pytest.approx(all_said[f"test/target_nll/{way}"])
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(runs, capsys):

@@ -47,7 +47,7 @@ def test_other_arguments_are_another_model(small):
     assert other.folder() != small.folder()
 
 
-def test_documents_are_padded_on_the_right_and_start_with_and_without_a_space(small):
+def test_documents_are_padded_on_the_right_and_begin_as_behind_a_space(small):
     _, tokenizer = small.train()
     texts = ["Lumo was known.", "Sanno was a child in Tavor and liked it."] * 40
     batches = list(islice(small._batches(tokenizer, texts), 100))
@@ -59,7 +59,7 @@ def test_documents_are_padded_on_the_right_and_start_with_and_without_a_space(sm
             end = row.tolist().index(tokenizer.eos_token_id)
             assert (row[end + 1 :] == tokenizer.pad_token_id).all()
             starts.add(tokenizer.decode(row[1:end])[0])
-    assert starts == {" ", "L", "S"}
+    assert starts == {" "}, "a name is the same tokens at the beginning and inside a sentence"
 
 
 def test_training_lowers_the_loss(monkeypatch, tmp_path):
