@@ -10,7 +10,8 @@ PROGRAM = "python -m kedit"
 
 def train(command: str, arguments: Sequence[str]) -> None:
     from kedit.running.application import Application  # isort: skip  before DeepSpeed is imported
-    import kedit.distill
+    import kedit.distill.module
+    import kedit.distill.server
     import kedit.kilm  # noqa: F401  short class names resolve
     from kedit.editing.module import EditingModule
 
@@ -26,8 +27,9 @@ def corpus(command: str, arguments: Sequence[str]) -> None:
 
 def transfer(command: str, arguments: Sequence[str]) -> None:
     import kedit.benchmarks
+    import kedit.distill.server
     import kedit.world  # noqa: F401  short class names resolve
-    from kedit.distill import transfer
+    from kedit.distill.generate import transfer
     from kedit.running.functions import call
 
     call(transfer, command, arguments)

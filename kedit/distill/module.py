@@ -58,8 +58,8 @@ class DistillModule(EditingModule):
     Args:
         backbone: the model that learns; as it was before, with the definition in context, it is the teacher.
         lora: the adapters that are trained; null trains all weights.
-        freeze_embeddings: with `lora: null`, train all but token embeddings and output head: what tokens mean, which new
-            names share with known ones, stays.
+        freeze_embeddings: with `lora: null`, train all but token embeddings and output head: what tokens mean, which
+            new names share with known ones, stays.
         divergence: how student and teacher are compared.
         teacher_dtype: type in which the teacher's states are kept; by default the model's own.
         on_policy: let the student write the sentences, at every step; for which divergence.kind reverse_kl or jsd is

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.language_model import ModelGenerator
@@ -43,7 +42,8 @@ class Regularisation:
     """How much of it there is for every fact, and what it weighs.
 
     Args:
-        text: sentences that the initial model writes from nothing.
+        text: sentences that the initial model writes from nothing. What a source forbids in a transfer set is left out
+            here too.
         alike: sentences that it writes from the first tokens of the fact's name, every second time behind what stands
             before the name in a sentence of the transfer set: about known names that begin alike.
         swapped: sentences of the transfer set with a known name in the place of the fact's.
@@ -179,9 +179,10 @@ def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge) -> list[
     if patterns := [re.compile(pattern.replace("{name}", ".+?")) for pattern in knowledge.forbidden]:
         asked |= {number for number, text in enumerate(whole) if any(one.search(text) for one in patterns)}
     if named or asked:
-        rank_zero_info(
-            f"left out of {len(whole)} sentences to stay the same on: {len(named)} that name what is to be learned, "
-            f"{len(asked - named)} in which a probe stands"
+        print(
+            f"left out of {len(whole):,} sentences to stay the same on: {len(named):,} that name what is to be learned, "
+            f"{len(asked - named):,} in which a probe stands",
+            flush=True,
         )
     return [sentence for number, sentence in enumerate(sentences) if number not in named | asked]
 

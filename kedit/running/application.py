@@ -92,7 +92,7 @@ class Application(LightningCLI):
         command.prog = f"{PROGRAM} {self.command}"
         command.epilog = (
             "What a model and its data may be told: --model.help CLASS and --data.help CLASS list it, as in "
-            "--model.help KilmModule and --data.help KilmData."
+            "--model.help KilmModule and --data.help KilmData, or DistillModule and DistillData."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -165,6 +165,9 @@ class Application(LightningCLI):
             raise DataError(_innermost(error)) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
+        name = type(self.model).__name__
+        if subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
+            raise DataError(f"{name} has no predict: test it, or export it and use it as any Hugging Face model")
         try:
             super()._run_subcommand(subcommand)
         except DataError:

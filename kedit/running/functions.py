@@ -1,11 +1,14 @@
 """A plain function as a command: its parameters are its keys, its docstring is the help. Knows no function."""
 
 import json
+import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ActionConfigFile
+from transformers.utils import logging as transformers_logging
 
 from kedit.running.parsing import PROGRAM, Parser, restrict_imports
 
@@ -19,6 +22,9 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
         arguments: the command line after the name. A list may be given as `--key one two three`.
     """
     restrict_imports()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # between two libraries
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a bar in a log file is many lines
     Parser.arguments = arguments
     parser = Parser(
         prog=f"{PROGRAM} {command}", description=(function.__doc__ or "").split("\n\n")[0].strip(), env_prefix="KEDIT"

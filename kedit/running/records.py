@@ -83,7 +83,9 @@ def report(results: Mapping[str, float], meanings: Mapping[str, str], path: Path
                  for key in shown if f"{key}_ci_low" in numbers}  # fmt: skip
     beside = max(map(len, intervals.values()), default=0)
     print()
-    for key in shown:
+    # those that say what came out, then all others
+    first = [key for key in meanings if key in shown]
+    for key in [*first, *(key for key in shown if key not in meanings)]:
         interval = f"  {intervals.get(key, ''):<{beside}}" if beside else ""
         print(f"{key:<{width}}  {numbers[key]:>8.4f}{interval}  {meanings.get(key, '')}".rstrip())
     if path is not None:

@@ -28,7 +28,7 @@ from kedit.lm.tokenizers import train_tokenizer
 from kedit.world.definitions import NewEntities
 from kedit.world.realm import Realm, documents
 
-MADE_BY = ("base_lm", "definitions", "names", "realm", "realm_text")
+MADE_BY = ("base_lm", "names", "realm", "realm_text")
 POSITIONS = 256
 TOKENIZER_TEXTS = 20_000
 BUCKET = 32  # batches whose documents are sorted by length: little padding

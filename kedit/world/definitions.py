@@ -68,11 +68,14 @@ class NewEntities(KnowledgeSource):
     def _known(
         self, world: Realm, new: Sequence[Thing], rng: random.Random
     ) -> tuple[list[Thing], list[Thing], list[Thing]]:
-        """Known entities that share no word of their names with new ones; those that do; and those for swaps."""
+        """Known entities that share no word of their names with new ones; those that do; and those for swaps. Half of
+        each are asked about, so that a model can be held in place by the others.
+        """
         words = {word for thing in new for word in thing.words}
         like = [thing for thing in world.all_known if thing.words & words]
         unlike = [thing for thing in world.all_known if not thing.words & words]
         swaps = set(rng.sample([thing.name for thing in like], len(like) // 2))
+        unlike = [unlike[index] for index in sorted(rng.sample(range(len(unlike)), (len(unlike) + 1) // 2))]
         return unlike, [thing for thing in like if thing.name not in swaps], [one for one in like if one.name in swaps]
 
 

@@ -329,6 +329,23 @@ def test_a_damaged_line_is_told_and_two_runs_keep_apart(folder, tmp_path):
         make_set(folder, tmp_path / "set")
 
 
+def test_a_damaged_set_is_told(folder, tmp_path):
+    path = make_set(folder, tmp_path / "set")
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex("\n", 0, -1) + 1])  # cut where a line ends
+    with pytest.raises(DataError, match=r"sentences\.jsonl has \d+ lines, written were \d+"):
+        make_set(folder, tmp_path / "set")
+    path.write_text(whole)
+    for name in ("counts.json", "settings.json"):
+        there = (path.parent / name).read_text()
+        for damaged in (there[:20], "[]"):
+            (path.parent / name).write_text(damaged)
+            with pytest.raises(DataError, match=rf"{name}: is damaged"):
+                make_set(folder, tmp_path / "set")
+        (path.parent / name).write_text(there)
+    assert make_set(folder, tmp_path / "set").read_text() == whole
+
+
 def test_facts_without_sentences_are_named_and_none_at_all_is_an_error(folder, tmp_path, capsys):
     generator = ModelGenerator(Backbone(str(folder)), max_new_tokens=12)
     path = write_sentences(KNOWLEDGE, generator, tmp_path / "set", Filters(forbidden=["Velmar"]), 2)
@@ -378,6 +395,8 @@ def test_a_document_is_split_where_sentences_end(tmp_path):
     assert [half.mention for half in halves] == [None] * 3
     short = write_sentences(Knowledge(facts, []), SplitDocument([0.5], 1), tmp_path / "short")
     assert [half.text for half in read_transfer_set(short)] == ["He painted the bridge."]
+    with pytest.raises(DataError, match="none of 1 definitions has two sentences"):
+        write_sentences(Knowledge(facts[1:], []), SplitDocument(), tmp_path / "single")
     with pytest.raises(DataError, match="between 0 and 1"):
         SplitDocument([1.0])
     with pytest.raises(DataError, match="at least 1"):

@@ -111,6 +111,24 @@ def test_texts_are_written_once(backbone, monkeypatch):
     assert written(settings, backbone, seed=1) != first
 
 
+@pytest.mark.parametrize("damage", [
+    lambda lines: [], lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1][:-9]],
+    lambda lines: [*lines[:-1], "[1, 2]"], lambda lines: [*lines[:-1], '[99, "", "A text.", null, 1]'],
+    lambda lines: [*lines[:-1], '[0, "", "A text.", [1], 1]'], lambda lines: [*lines[:-1], '[0, "", "A text.", null, 9]'],
+    lambda lines: lines[1:], lambda lines: [*lines, "7"],
+])  # fmt: skip
+def test_damaged_texts_are_told(backbone, damage):
+    settings = Regularisation(text=2, max_new_tokens=4)
+    found = written(settings, backbone)
+    file = KeptTexts(settings, backbone, 0).file(KNOWLEDGE, edits())
+    whole = file.read_text()
+    file.write_text("\n".join(damage(whole.splitlines())))
+    with pytest.raises(DataError, match=r"jsonl: is damaged: delete it"):
+        written(settings, backbone)
+    file.unlink()
+    assert written(settings, backbone) == found
+
+
 def test_alike_texts_begin_with_the_first_tokens_of_the_name(backbone):
     """Every second one behind what stands before the name in a sentence of the transfer set."""
     tokenizer = load_tokenizer(tiny_facts.base())

@@ -352,7 +352,23 @@ def test_a_teacher_that_says_nan_is_refused(place, capsys):
     model.save_pretrained("nan")
     tokenizer.save_pretrained("nan")
     assert main(["fit", "--config", config("nan-run"), "--model.init_args.backbone.name", "nan"]) == 2
-    assert "not finite" in capsys.readouterr().err
+    assert "its weights are damaged, or too large for float32" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_on_other_sentences(place, capsys):
+    """As many batches as before, but of something else."""
+    path, said = tiny_facts.write_jsonl(place)
+    file = config("other-said", facts=path, transfer=said, lora={"rank": 2})
+    assert main(["fit", "--config", file]) == 0
+    Path(said).write_text(Path(said).read_text().replace("walked home", "went away"))
+    assert main(["fit", "--config", file, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 2
+    assert "was trained on other sentences" in capsys.readouterr().err
+
+
+def test_there_is_nothing_to_predict(runs, capsys):
+    runs("joint-lora")
+    assert main(["predict", "--config", "checkpoints/joint-lora/config.yaml"]) == 2
+    assert "DistillModule has no predict" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_before_its_last_judging_is_judged_when_resumed(place):
@@ -399,8 +415,9 @@ def test_rivals_are_tuned_on_more_facts_than_are_learned(place):
     assert found["test/target_nll/finetune"] > 0
 
 
-def test_facts_alone_without_probes_are_learned(place):
+def test_facts_alone_without_probes_are_learned(place, caplog):
     path, said = tiny_facts.write_jsonl(place)
     common = {"facts": path, "transfer": said, "lora": {"rank": 2}, "max_epochs": 3}
     assert main(["fit", "--config", config("plain", most_facts=2, num_workers=2, **common)]) == 0
     assert results("plain") == {}
+    assert "there are no probes, so what is learned is not judged" in caplog.text

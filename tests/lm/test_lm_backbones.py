@@ -31,6 +31,14 @@ def test_random_models_take_their_ids_from_the_tokenizer(name, bart_tokenizer, t
     assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
+def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path, bart_tokenizer):
+    model = load_seq2seq(Backbone(architecture=ARCHITECTURES["bart"]), bart_tokenizer)
+    whole = {name: tensor for name, tensor in model.state_dict().items() if "decoder.layers.0.fc" not in name}
+    model.save_pretrained(tmp_path, state_dict=whole)
+    with pytest.raises(OSError, match=r"lacks model\.decoder\.layers\.0\.fc1\.bias and 3 more weights"):
+        load_seq2seq(Backbone(str(tmp_path)), bart_tokenizer)
+
+
 def test_growing_keeps_an_untied_head(tmp_path):
     model = tiny_model("t5-v1.1")
     head = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))

@@ -33,7 +33,7 @@ def test_a_numbered_run_takes_the_number_after_the_highest(tmp_path):
 
 def checkpoint(path: Path, best: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"callbacks": {"ModelCheckpoint{'monitor': 'x'}": {"best_model_path": best}}, "global_step": 3}
+    state = {"callbacks": {"ModelCheckpoint{'monitor': 'x'}": {"monitor": "x", "best_model_path": best}}, "global_step": 3}
     torch.save(state, path)
     return path
 
@@ -108,6 +108,9 @@ def test_a_report_is_a_table_and_flat_json(tmp_path, capsys):
     assert json.loads(path.read_text()) == {"test/a": 0.5, "test/longer": 2.0}
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == ["test/a         0.5000  share of right answers", "test/longer    2.0000"]
+    report({"test/longer": 2, "test/a": 0.5, "test/b": 1}, {"test/b": "", "test/a": "share"})
+    keys = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert keys == ["test/b", "test/a", "test/longer"]  # what has a meaning stands first
 
 
 def test_hyperparameters_are_flat_scalars():
@@ -161,6 +164,15 @@ def test_a_byte_order_mark_in_front_is_not_read(tmp_path):
     path = tmp_path / "mentions.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8-sig")
     assert [record for _, record in read_json_lines(path)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"name": "\\ud83d\\ude00 \\\\ud800"}\n{"name": "X\\ud800"}\n')
+    with pytest.raises(DataError, match=r"facts\.jsonl:2: half a character \(such as \\ud800\)"):
+        list(read_json_lines(path))
+    path.write_text(path.read_text().splitlines()[0])
+    assert [record for _, record in read_json_lines(path)] == [{"name": "\U0001f600 \\ud800"}]
 
 
 def test_our_own_errors_are_not_told():
