@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from kedit.distill.generators import Generator
 from kedit.distill.language_model import ModelGenerator
+from kedit.distill.parts import locked
 from kedit.distill.sampling import sample
 from kedit.distill.transfer import (
     SENTENCES,
@@ -88,8 +89,9 @@ def write_sentences(
     per_fact: int | None = 5,
     rounds: int = 4,
     seed: int = 0,
+    wait: bool = False,
 ) -> Path:
-    """`transfer` of facts that are at hand."""
+    """`transfer` of facts that are at hand; where another run writes the same set, `wait` for it."""
     if not knowledge.facts:
         raise DataError("there are no facts: a transfer set needs at least one")
     check_facts(knowledge.facts)
@@ -105,7 +107,7 @@ def write_sentences(
         raise DataError(f"--output {output} is a file: choose a folder")
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(output / "lock", timeout=0):
+        with locked(output) if wait else FileLock(output / "lock", timeout=0):
             settings = {
                 "format": FORMAT,
                 "facts": _hash([(fact.id, fact.name, fact.aliases, fact.definition) for fact in knowledge.facts]),

@@ -41,8 +41,9 @@ class MadeTransfer:
         """The set's folder, written unless it is complete."""
         folder = self.folder(knowledge, backbone, seed)
         write_sentences(
-            self._facts(knowledge), self._generator(backbone), folder, self.filters, self.per_fact, self.rounds, seed
-        )
+            self._facts(knowledge), self._generator(backbone), folder, self.filters, self.per_fact, self.rounds, seed,
+            wait=True,
+        )  # fmt: skip
         return folder
 
     def _generator(self, backbone: Backbone) -> Generator:

@@ -180,8 +180,8 @@ def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge) -> list[
         asked |= {number for number, text in enumerate(whole) if any(one.search(text) for one in patterns)}
     if named or asked:
         print(
-            f"left out of {len(whole):,} sentences to stay the same on: {len(named):,} that name what is to be learned, "
-            f"{len(asked - named):,} in which a probe stands",
+            f"left out of {len(whole):,} sentences to stay the same on: {len(named):,} that name what is to be "
+            f"learned, {len(asked - named):,} in which a probe stands",
             flush=True,
         )
     return [sentence for number, sentence in enumerate(sentences) if number not in named | asked]

@@ -118,7 +118,8 @@ class Application(LightningCLI):
         run = Run(**config.run.as_dict())
         wanted = config.get("ckpt_path")
         checkpoint: Path | None = None
-        if self.command == "fit" and not wanted:
+        self.is_new = self.command == "fit" and not wanted
+        if self.is_new:
             self.folder = new_run(run)
         else:
             self.folder = existing_run(run)
@@ -192,7 +193,7 @@ class Application(LightningCLI):
             kwargs["logger"] = self._logger()
         callbacks = [TrainingPosition(), FiniteLoss(), TrainingThroughput(), GradientNorm(), LastCheckpoint()]
         if self.command == "fit":
-            callbacks.append(SavedConfig(self.folder, self.saved_config))
+            callbacks.append(SavedConfig(self.folder, self.saved_config, self.is_new))
         if self.command == "predict":
             self.predictions = PredictionFile(self.folder.logs / "predictions.jsonl")
             callbacks.append(self.predictions)

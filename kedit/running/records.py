@@ -20,12 +20,18 @@ from kedit.running.runs import RunFolder
 class SavedConfig(Callback):
     """Saves the resolved configuration beside checkpoints and logs, when a fit has been prepared and is to start."""
 
-    def __init__(self, folder: RunFolder, config: str) -> None:
+    def __init__(self, folder: RunFolder, config: str, is_new: bool = False) -> None:
         self.folder = folder
         self.config = config
+        self.is_new = is_new
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self.is_new and self.folder.holds_a_run:
+                raise DataError(
+                    f"{self.folder.held_in}: another run of that name has begun meanwhile: begin this one again, under "
+                    "another --run.name where runs are not numbered"
+                )
             for folder in (self.folder.checkpoints, self.folder.logs):
                 write_whole(folder / "config.yaml", self.config)
 

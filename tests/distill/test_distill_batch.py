@@ -7,10 +7,12 @@ import pytest
 import tiny_facts
 import torch
 from conftest import tiny_causal
+from torch.utils.flop_counter import FlopCounterMode
 
 from kedit.distill.batch import compose
 from kedit.distill.data import DistillData
 from kedit.distill.loss import Divergence, distill_loss
+from kedit.distill.module import DistillModule
 from kedit.distill.plan import Plan, Protocol
 from kedit.distill.rows import Kind, Sentence, make_rows
 from kedit.distill.student import Student
@@ -180,6 +182,20 @@ def test_packed_is_one_by_one_in_loss_and_gradients(tokenizer, name):
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-6 * max(1.0, largest))
     assert counts.tolist() == [(batch.kinds_N == kind).sum() for kind in range(3)]
     assert (sums > 0).all()
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=1)])
+def test_operations_are_those_that_are_made(tokenizer, lora):
+    """Frozen weights have no gradients: counted as in full training, an adapter's MFU would be half as high again."""
+    rows = transfer(tokenizer)
+    model = tiny_causal("gpt2", len(tokenizer), n_embd=64, attn_implementation="eager")
+    batch = compose(rows, np.array([0]), 60, WEIGHTS, (0,), 0)
+    student = Student(model, lora)
+    with FlopCounterMode(display=False) as counter:
+        distilled(student, rows, batch, torch.randn(batch.target_tokens, 64))[0].backward()
+    module = SimpleNamespace(model=model, student=student, lora=lora, divergence=Divergence())
+    counted = DistillModule._flops(module, batch)  # type: ignore[arg-type]
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_side_by_side_each_edit_has_rows_and_a_mean_of_its_own(tokenizer):

@@ -114,7 +114,8 @@ def test_texts_are_written_once(backbone, monkeypatch):
 @pytest.mark.parametrize("damage", [
     lambda lines: [], lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1][:-9]],
     lambda lines: [*lines[:-1], "[1, 2]"], lambda lines: [*lines[:-1], '[99, "", "A text.", null, 1]'],
-    lambda lines: [*lines[:-1], '[0, "", "A text.", [1], 1]'], lambda lines: [*lines[:-1], '[0, "", "A text.", null, 9]'],
+    lambda lines: [*lines[:-1], '[0, "", "A text.", [1], 1]'],
+    lambda lines: [*lines[:-1], '[0, "", "A text.", null, 9]'],
     lambda lines: lines[1:], lambda lines: [*lines, "7"],
 ])  # fmt: skip
 def test_damaged_texts_are_told(backbone, damage):

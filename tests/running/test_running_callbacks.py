@@ -71,13 +71,13 @@ def test_progress_is_silent_until_it_is_time_and_when_disabled(tmp_path, monkeyp
 
 def test_pace_tells_rate_and_time_left(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    pace = Pace("copying", 20_000, "pages", done=4_000)
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    copying = Pace("copying", 20_000, "pages", done=4_000)
     now[0] += 4
-    pace.at(8_000)
-    assert pace.line() == "copying: 8,000 of 20,000 pages (40%), 1,000 pages/s, 0:12 left"
+    copying.at(8_000)
+    assert copying.line() == "copying: 8,000 of 20,000 pages (40%), 1,000 pages/s, 0:12 left"
     now[0] += 2 * 3600
-    assert re.search(r"0\.555 pages/s, 6:00:\d\d left", pace.line())
+    assert re.search(r"0\.555 pages/s, 6:00:\d\d left", copying.line())
     assert Pace("copying", float("inf"), "pages").line() == "copying: 0 pages, 0 pages/s"
 
 

@@ -33,7 +33,8 @@ def test_a_numbered_run_takes_the_number_after_the_highest(tmp_path):
 
 def checkpoint(path: Path, best: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"callbacks": {"ModelCheckpoint{'monitor': 'x'}": {"monitor": "x", "best_model_path": best}}, "global_step": 3}
+    best_so_far = {"monitor": "x", "best_model_path": best}
+    state = {"callbacks": {"ModelCheckpoint{'monitor': 'x'}": best_so_far}, "global_step": 3}
     torch.save(state, path)
     return path
 
