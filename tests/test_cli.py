@@ -247,6 +247,16 @@ def test_a_folder_that_holds_a_run_is_left_alone(run):
     assert contents("checkpoints", "logs") == before
 
 
+def test_of_two_runs_that_begin_together_the_second_is_refused(run, monkeypatch):
+    def begin_another(line):
+        Path("checkpoints/tiny").mkdir(parents=True)
+        Path("checkpoints/tiny/config.yaml").write_text("another's")
+
+    monkeypatch.setattr("kedit.running.application.say", begin_another)
+    assert "checkpoints/tiny: another run of that name has begun meanwhile" in error_of(run(*FIT))
+    assert Path("checkpoints/tiny/config.yaml").read_text() == "another's"
+
+
 def test_numbered_runs_take_the_next_number_and_others_the_newest(run):
     change(run__numbered=True)
     assert run(*FIT)[0] == 0

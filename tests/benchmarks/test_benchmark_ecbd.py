@@ -75,6 +75,7 @@ def test_popular_entities_are_a_set_of_their_own(tmp_path):
     popular = written(tmp_path, ecbd_record("Clown_5_0_0", "Clown"), name="popular.json")
     (probe,) = Ecbd(file, popular).load().specificity["popular"]
     assert (probe.id, probe.fact, probe.group, probe.span) == ("popular/Clown_5_0_0", "", "popular", "early March")
+    assert probe.cluster == "Clown"
     with pytest.raises(DataError, match=r"same\.json:1: 'Blue_Moon Tour' is also .* at .*records\.json:1"):
         Ecbd(file, written(tmp_path, ecbd_record(), name="same.json")).load()
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -327,6 +328,23 @@ def test_a_damaged_line_is_told_and_two_runs_keep_apart(folder, tmp_path):
         make_set(folder, tmp_path / "set")
     with generate.FileLock(tmp_path / "set" / "lock"), pytest.raises(DataError, match="another run is writing"):
         make_set(folder, tmp_path / "set")
+
+
+def test_a_set_that_another_run_writes_is_waited_for(folder, tmp_path, capsys):
+    path = make_set(folder, tmp_path / "set")
+    held = threading.Event()
+
+    def hold():
+        with generate.FileLock(path.parent / "lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    assert make_set(folder, path.parent, wait=True) == path
+    other.join()
+    assert "another run is writing here; waiting for it" in capsys.readouterr().err
 
 
 def test_a_damaged_set_is_told(folder, tmp_path):

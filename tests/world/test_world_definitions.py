@@ -108,6 +108,15 @@ def test_unrelated_probes_share_no_word_with_a_new_name_and_neighbours_do(knowle
         assert not any(name in probe.left for probe in unrelated + neighbours)
 
 
+def test_probes_of_one_known_entity_are_one_cluster(knowledge):
+    """An interval over probes as if each were of another entity would be far too narrow."""
+    for probes in knowledge.specificity.values():
+        clusters = {probe.cluster for probe in probes}
+        assert len(clusters) < len(probes) / 4
+        assert all(probe.entity in probe.left for probe in probes)
+    assert {probe.cluster for probe in knowledge.probes} == {fact.id for fact in knowledge.facts}
+
+
 @pytest.mark.parametrize("new", [1, 10, 500])
 def test_any_number_of_entities_up_to_hundreds(new):
     knowledge = NewEntities(new=new).load()
