@@ -28,6 +28,7 @@ class DistillBatch:
         facts: the facts of the stage that this batch belongs to; side by side, one adapter each.
         stage: number of that stage.
         lengths: tokens of each sentence, for the FLOP formulas.
+        kind_counts: scored positions of each kind.
         target_tokens: scored positions.
         padding: padded positions.
         positions: all positions.
@@ -42,6 +43,7 @@ class DistillBatch:
     facts: tuple[int, ...]
     stage: int
     lengths: np.ndarray
+    kind_counts: list[int]
     target_tokens: int
     padding: int
     positions: int
@@ -106,6 +108,7 @@ def compose(
         facts=facts,
         stage=stage,
         lengths=lengths,
+        kind_counts=np.bincount(np.concatenate(kinds), minlength=len(weight_of_kind)).tolist(),
         target_tokens=int(counts.sum()),
         padding=packed.ids_BL.numel() - int(lengths.sum()),
         positions=packed.ids_BL.numel(),

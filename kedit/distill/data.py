@@ -187,7 +187,6 @@ class DistillData(ResumableData):
             (of if row.kind == Kind.EDIT else kept)[row.fact].append(number)
         for reason, count in self.rows.skipped.items():
             rank_zero_info(f"left out of the transfer set: {count} sentences {reason}")
-        self.has_kind = [any(row.kind == kind for row in self.rows.rows) for kind in Kind]
         silent = [fact.name for fact, own in zip(self.knowledge.facts, of, strict=True) if not own]
         if len(silent) == len(of):
             raise DataError(

@@ -192,7 +192,7 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
         scores: by way of answering: `base`, `prepend` and `edited`, and perhaps others that were trained.
 
     Returns:
-        - probes, and probes_not_taught: those of facts without a usable sentence; they count as the initial model's.
+        - probes: how many; those of facts that could not be taught count as the initial model's.
         - prepend_gain: what definitions in context are worth, in nats a token.
         - target_nll/WAY: mean over probes of the mean token NLL, in nats (its exponential is ECBD's perplexity);
           target_nll_by_entity/WAY: mean over entities; perplexity/WAY.
@@ -213,7 +213,6 @@ def results(knowledge: Knowledge, scores: Mapping[str, EditScores]) -> dict[str,
     gain = prepend_gain(probes, scores)
     if probes:
         found["test/probes"] = float(len(probes))
-        found["test/probes_not_taught"] = float(sum(p.id not in scores.get("edited", first).target for p in probes))
         if "prepend" in nll:
             _with_interval(found, "test/prepend_gain", nll["base"] - nll["prepend"], facts)
         for way, values in nll.items():

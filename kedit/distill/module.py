@@ -71,7 +71,6 @@ class DistillModule(EditingModule):
     """
 
     metric_meanings: ClassVar[dict[str, str]] = {
-        "test/probes_not_taught": "of facts without a usable sentence",
         "test/prepend_gain": "nats a token: what a definition in context is worth to the initial model",
         "test/gain_share": "part of the gain of definitions in context that the edited model has",
         "test/target_nll/base": "nats a token of the probes: the initial model",
@@ -263,7 +262,7 @@ class DistillModule(EditingModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         means = sums / counts
         for kind, name in enumerate(KINDS):
-            if self.data.has_kind[kind]:
+            if batch.kind_counts[kind]:
                 self.log(f"train/divergence/{name}", means[kind], batch_size=1)
         return loss
 

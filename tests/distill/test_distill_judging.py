@@ -102,7 +102,7 @@ def test_a_fact_that_was_not_taught_has_the_answers_of_the_initial_model():
     found = judging.results(KNOWLEDGE, SCORES | {"edited": fewer})
     assert found["test/target_nll/base"] == 4.0
     assert found["test/target_nll/edited"] == pytest.approx((3.0 + 2.5 + 5.0) / 3)
-    assert (found["test/probes"], found["test/probes_not_taught"]) == (3, 1)
+    assert found["test/probes"] == 3
     prepended = np.mean([BASE.target[key] - PREPEND.target[key] for key in BASE.target])
     assert found["test/prepend_gain"] == pytest.approx(prepended)
     assert found["test/gain_share"] == pytest.approx(1.5 / 3 / prepended)
