@@ -33,12 +33,18 @@ class EditingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimiser over all trainable parameters, its learning rate set at every step."""
-        optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        optimizer = self.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("share", 1.0)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise DataError("the schedule needs an end: give trainer.max_steps or trainer.max_epochs")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.learning_rate(step, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained; a group's `share` is its part of the optimiser's learning rate."""
+        return parameter_groups(self, self.weight_decay)
 
     def learning_rate(self, step: int, total: int) -> float:
         """Share of the optimiser's learning rate at `step` (from 0) of `total` steps."""

@@ -48,6 +48,7 @@ class Probe:
         group: what results are reported by, as in a set's name.
         where: file and line, for complaints.
         entity: whom it asks about where that is no fact; probes of one entity are no independent draws.
+        answers: further answers that count as right where the model writes freely.
     """
 
     id: str
@@ -59,6 +60,12 @@ class Probe:
     group: str = ""
     where: str = ""
     entity: str = ""
+    answers: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """What a user would type: the text before the span, without its trailing space."""
+        return self.left.rstrip()
 
     @property
     def cluster(self) -> str:

@@ -1,0 +1,43 @@
+"""What editing does to a model as a whole: its perplexity on plain text. Knows no method."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kedit.editing.editor import Answerer
+from kedit.editing.records import existing_file
+from kedit.editing.sources import DataError
+
+
+class TextPerplexity:
+    """Perplexity of a text file's paragraphs behind their first words: exp(mean NLL of all scored tokens).
+
+    What is asked is what a user asks: an answerer's `score`, gate and memory included. Not to be compared with
+    figures of a sliding window over a whole file.
+
+    Args:
+        file: plain text, such as wikitext's test split; a line is a paragraph, and "= TITLE =" is none.
+        paragraphs: how many, from the start.
+        context: words of each that are given.
+        words: most words of each that are scored.
+    """
+
+    def __init__(self, file: str | Path, paragraphs: int = 200, context: int = 16, words: int = 128) -> None:
+        self.file = existing_file(file, "file")
+        self.prompts: list[str] = []
+        self.targets: list[str] = []
+        with self.file.open(encoding="utf-8") as lines:
+            for line in lines:
+                given = line.split()
+                if len(given) >= 2 * context and not line.strip().startswith("= "):
+                    self.prompts.append(" ".join(given[:context]))
+                    self.targets.append(" ".join(given[context : context + words]))
+                if len(self.prompts) == paragraphs:
+                    break
+        if not self.prompts:
+            raise DataError(f"{self.file}: no paragraph of {2 * context} words or more: check 'file'")
+
+    def __call__(self, model: Answerer) -> float:
+        """Ask a model, edited or not."""
+        nll = np.concatenate(model.score(self.prompts, self.targets))
+        return float(np.exp(nll.mean(dtype=np.float64)))
