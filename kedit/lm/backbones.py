@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -27,6 +28,7 @@ from transformers import (
 
 SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
 CAUSAL = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+ENCODERS = ("roberta", "xlm-roberta", "bert", "camembert", "electra", "mpnet", "distilbert", "modernbert")
 Dtype = Literal["float32", "bfloat16", "float16"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
@@ -179,8 +181,15 @@ def load_causal(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return _model(AutoModelForCausalLM, load_config(backbone, CAUSAL), backbone, tokenizer)
 
 
+def load_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """An encoder whose vocabulary holds every token of `tokenizer`. A pooler that its weights lack is random: masked
+    language models were trained without one.
+    """
+    return _model(AutoModel, load_config(backbone, ENCODERS), backbone, tokenizer, may_lack="pooler.")
+
+
 def _model(
-    automatic: Any, config: PreTrainedConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase
+    automatic: Any, config: PreTrainedConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, may_lack: str = ""
 ) -> PreTrainedModel:
     """Weights are made on the CPU whatever device context the caller is in: transformers would otherwise ask for
     accelerate, and ZeRO-3's context would skip the initialisation in silence.
@@ -200,6 +209,8 @@ def _model(
             )
             # transformers draws what is not there at random
             lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
+            if may_lack:
+                lacking = [name for name in lacking if not name.startswith(may_lack)]
             if lacking:
                 more = f" and {len(lacking) - 1} more weights" if len(lacking) > 1 else ""
                 raise OSError(
