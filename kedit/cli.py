@@ -42,6 +42,27 @@ def export(command: str, arguments: Sequence[str]) -> None:
     call(export, command, arguments)
 
 
+def edit(command: str, arguments: Sequence[str]) -> None:
+    from kedit.recipe.commands import edit
+    from kedit.running.functions import call
+
+    call(edit, command, arguments, ["prompt", "target"])
+
+
+def ask(command: str, arguments: Sequence[str]) -> None:
+    from kedit.recipe.commands import ask
+    from kedit.running.functions import call
+
+    call(ask, command, arguments, ["questions"])
+
+
+def edits(command: str, arguments: Sequence[str]) -> None:
+    from kedit.recipe.store_commands import SUBCOMMANDS
+    from kedit.running.functions import choose
+
+    choose(SUBCOMMANDS, command, arguments)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
     "fit": ("train a model as a configuration says; go on with a run by --ckpt_path last", train),
     "validate": ("the validation metrics of a run's best checkpoint", train),
@@ -53,6 +74,9 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
         transfer,
     ),
     "export": ("a checkpoint to a Hugging Face folder", export),
+    "edit": ("store an edit, or a file of them, in the memory beside a run's model", edit),
+    "ask": ("ask a run's model, with its memory of edits and without, and see which edit fired", ask),
+    "edits": ("list, find, forget, export, import, ... the edits of a run", edits),
 }
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_edits
 import tiny_facts
 import torch
 from conftest import ARCHITECTURES
 
 import kedit.distill
 import kedit.kilm
+import kedit.recipe.module
 import kedit.running.application  # noqa: F401  or every child that is forked imports it all again
 from kedit.cli import main
 
@@ -185,6 +187,17 @@ def test_distillation_killed_and_resumed_is_bit_identical(
     if epochs == 1 and "edits" in protocol:  # every stage's scores are there, and the same
         whole, killed = (tmp_path / "checkpoints" / run / "edits.json" for run in ("whole", "killed"))
         assert whole.read_text() == killed.read_text()
+
+
+@pytest.mark.parametrize(("reference", "workers"), [("false", 2), ("true", 0)], ids=["slots", "paper"])
+def test_recipe_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, reference, workers):
+    monkeypatch.setenv("KEDIT_ALLOW", "tiny_edits")
+    base = tiny_edits.base(tmp_path / "base")
+
+    def config(run: str) -> str:
+        return tiny_edits.CONFIG.format(name=run, base=base, reference=reference, workers=workers, epochs=5)
+
+    killed_and_resumed(tmp_path, config, steps=25, seed=workers)
 
 
 def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_path, world_corpus, monkeypatch, capsys):

@@ -93,9 +93,7 @@ class Composer:
         """
         edits = [self.pool[number] for number in numbers]
         further = [self.pool[number] for number in self.draw.draw(numbers, self.negatives, rng)]
-        asked: list[tuple[Kind, int, Probe]] = [
-            (Kind.RELIABILITY, place, edit.own) for place, edit in enumerate(edits)
-        ]
+        asked: list[tuple[Kind, int, Probe]] = [(Kind.RELIABILITY, place, edit.own) for place, edit in enumerate(edits)]
         for kind, aspect in ((Kind.GENERALITY, "generality"), (Kind.LOCALITY, "locality")):
             for place, edit in enumerate(edits):
                 if probes := edit.asked(aspect):

@@ -4,10 +4,11 @@ With s(q, k) the similarity, theta(q) the sentinel's threshold, c a scale (an in
 
     own key against others      L_own  = -log softmax over j of c s(q_i, k_j), at the own key
     own key against sentinel    L_fire = softplus(c (theta(q_i) + m - s(q_i, k_i)))
-    sentinel against others     L_rest = softplus(c (lse_j s(q_i, k_j) + m - theta(q_i)))   over keys that q_i does not mean
+    sentinel against others     L_rest = softplus(c (lse_j s(q_i, k_j) + m - theta(q_i)))
 
-where lse_j is log-sum-exp at scale c, a maximum with gradients for all. L_own and L_fire are of queries that mean an
-edit, L_rest also of those that mean none. The prompt's loss is the target's cross-entropy behind its prompt vectors.
+where lse_j is log-sum-exp at scale c over the keys that q_i does not mean, a maximum with gradients for all. L_own and
+L_fire are of queries that mean an edit, L_rest also of those that mean none. The prompt's loss is the target's
+cross-entropy behind its prompt vectors.
 
 Shapes: Q queries, K keys.
 """

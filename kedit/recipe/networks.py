@@ -3,8 +3,8 @@
 An edit is found where the similarity of query and key exceeds the sentinel's threshold for that query. Knows nothing of
 where keys are kept, and of the frozen language model nothing but its input embeddings.
 
-Shapes: N texts, L tokens of the encoder, M tokens of the language model, H width of the encoder, E width of the language
-model's embeddings, S slots of W numbers, D = S * W width of keys, T prompt vectors.
+Shapes: N texts, L tokens of the encoder, M tokens of the language model, H width of the encoder, E width of the
+language model's embeddings, S slots of W numbers, D = S * W width of keys, T prompt vectors.
 """
 
 import math
@@ -28,11 +28,13 @@ class MemoryNetworks(nn.Module, ABC):
         key_width: D.
         tokens: T.
         key_reads_target: whether a key is made of prompt and target, or of the prompt alone.
+        trunk: the encoder.
     """
 
     key_width: int
     tokens: int
     key_reads_target: bool
+    trunk: PreTrainedModel
 
     @abstractmethod
     def keys(self, texts: TextBatch) -> Tensor:
@@ -76,7 +78,7 @@ class SlotNetworks(MemoryNetworks):
     def __init__(self, trunk: PreTrainedModel, width: int, tokens: int = 5, slots: int = 4, slot_width: int = 64):
         super().__init__()
         hidden = trunk.config.hidden_size
-        trunk.pooler = None  # it would have no gradient
+        trunk.pooler = None  # type: ignore[assignment]  # it would have no gradient
         self.trunk = trunk
         self.tokens, self.slots, self.slot_width, self.key_width = tokens, slots, slot_width, slots * slot_width
         self.slot_attention = _Attention(slots, 2 * hidden)

@@ -90,6 +90,8 @@ class Objective(ABC):
         """
         terms, found = self.finding(networks, batch)
         total = self.weights.finding * sum(terms.values(), torch.zeros((), device=found.threshold_Q.device))
+        if not (self.weights.reliability or self.weights.generality or self.weights.locality):
+            return total, {name: term.detach() for name, term in terms.items()}, found
         prompts_BTE = self.vectors(networks, model, batch, found)
         states_nH = model.target_states(batch.rows, prompts_BTE[batch.edit_R])
         kind_n = batch.kind_R[batch.rows.row_n]

@@ -51,9 +51,7 @@ class TextEncoder:
         longest: most tokens that the encoder reads, its special tokens included.
     """
 
-    def __init__(
-        self, encoder: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, longest: int = 512
-    ) -> None:
+    def __init__(self, encoder: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, longest: int = 512) -> None:
         self.encoder, self.model, self.longest = encoder, model, longest
         self.before = _special(encoder, "cls_token_id", "bos_token_id")
         self.behind = _special(encoder, "sep_token_id", "eos_token_id")

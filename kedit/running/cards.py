@@ -32,7 +32,7 @@ def model_card(
     )
     facts = read_settings(folder / "data.json").items()
     data = {key: value for key, value in facts if isinstance(value, str | int | float)}
-    usage = folder / "backbone" / "usage.md"
+    usage = next((f for part in ("memory", "backbone") if (f := folder / part / "usage.md").is_file()), None)
     trained_by = "kedit" if method == "kedit" else f"`{method}` of kedit"
     is_hub_id = base is not None and not Path(base).expanduser().exists()
     front = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "tags: [kedit]"]
@@ -40,7 +40,7 @@ def model_card(
     if adapter:
         use = _adapter_usage(automatic, str(base))
     else:
-        use = usage.read_text(encoding="utf-8").strip() if usage.is_file() else _generic_usage(automatic)
+        use = usage.read_text(encoding="utf-8").strip() if usage else _generic_usage(automatic)
     parts = [
         "\n".join([*front, "---"]),
         MARK,

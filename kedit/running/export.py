@@ -2,16 +2,21 @@
 
 A run's `backbone/` holds the model's configuration and tokenizer, its checkpoints hold the weights under `model.`, or
 the tensors of a LoRA adapter alone under `adapter.`; `backbone/adapter_config.json` then names its base model.
+
+A run that trained networks beside a frozen model has `memory/` instead, all that describes them, and its checkpoints
+hold their weights under `networks.`.
 """
 
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit.editing.sources import DataError
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 PREFIX = "model."
+MEMORY, NETWORKS_PREFIX, NETWORKS = "memory", "networks.", "networks.safetensors"
+LEFT_OUT = ("usage.md", "calibration.safetensors", ".*")
+"""Of `memory/`: what the model card says already, and what is made again."""
 EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
 
@@ -36,7 +44,8 @@ def export(
     form: Literal["merged", "adapter"] = "merged",
     base: str | None = None,
 ) -> Path:
-    """Write a checkpoint as a Hugging Face folder: weights, tokenizer, model card.
+    """Write a checkpoint as a Hugging Face folder: weights, tokenizer, model card. Of RECIPE, whose networks stand
+    beside a frozen model, the folder holds all but that model, and no edits.
 
     Args:
         checkpoint: a checkpoint (a file, or a folder as DeepSpeed writes it), or a run's folder for its best one.
@@ -52,10 +61,43 @@ def export(
     """
     start = time.monotonic()
     checkpoint, output = _checkpoint(Path(checkpoint)), Path(output)
-    backbone = _backbone(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_export(output):
         raise DataError(f"--output {output} is not empty and no earlier export: name another folder")
+    memory = checkpoint.absolute().parent / MEMORY
+    if (memory / "memory.json").is_file():
+        if form == "adapter":
+            raise DataError(f"{checkpoint} holds networks and no adapter: leave out --form adapter")
+        _export_memory(checkpoint, memory, output, getattr(torch, dtype))
+    else:
+        _export_model(checkpoint, output, getattr(torch, dtype), form, base)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print(f"{output}: {size / 2**20:,.1f} MiB in {time.monotonic() - start:.1f} s", flush=True)
+    if push_to is not None:
+        _push(output, push_to, private)
+    return output
 
+
+def _export_memory(checkpoint: Path, memory: Path, output: Path, dtype: torch.dtype) -> None:
+    print(f"reading {checkpoint}", flush=True)
+    tensors, method = _read(checkpoint)
+    networks = {n.removeprefix(NETWORKS_PREFIX): t for n, t in tensors.items() if n.startswith(NETWORKS_PREFIX)}
+    if not networks:
+        raise DataError(f"{checkpoint} holds no tensor named {NETWORKS_PREFIX}...: not a checkpoint of {memory.parent}")
+    with _replaced(output) as partial:
+        print(f"writing {output}", flush=True)
+        shutil.copytree(memory, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
+        kept = {name: t.to(dtype) if t.is_floating_point() else t for name, t in networks.items()}
+        # two names for one tensor would be refused
+        save_file({n: t.clone(memory_format=torch.contiguous_format) for n, t in kept.items()}, partial / NETWORKS)
+        base = read_settings(memory / "memory.json").get("base")
+        card = model_card(checkpoint, method, "memory of edits beside a frozen language model", "", base)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def _export_model(
+    checkpoint: Path, output: Path, dtype: torch.dtype, form: Literal["merged", "adapter"], base: str | None
+) -> None:
+    backbone = _backbone(checkpoint)
     print(f"reading {checkpoint}", flush=True)
     weights, is_adapter, method = _weights(checkpoint)
     settings = find_key(read_settings(checkpoint.absolute().parent / "config.yaml").get("model"), "backbone")
@@ -72,20 +114,27 @@ def export(
     else:
         model = _model(backbone, weights, source)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with _replaced(output) as partial:
         print(f"writing {output}", flush=True)
         if model is not None:
-            _save(model.to(getattr(torch, dtype)), backbone, partial)
+            _save(model.to(dtype), backbone, partial)
         elif lora is not None:
-            _save_adapter(lora, {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}, partial)
+            _save_adapter(lora, {name: tensor.to(dtype) for name, tensor in weights.items()}, partial)
         architecture, automatic = _classes(backbone)
         started_from = settings.get("name") or read_settings(backbone / "base.json").get("name")
         started_from = started_from if lora is None else lora.base_model_name_or_path
         card = model_card(checkpoint, method, architecture, automatic, started_from, adapter=model is None)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _tokenizer(backbone).save_pretrained(partial)
+
+
+@contextmanager
+def _replaced(output: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `output` when all went well and else leaves no trace."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield partial
         partial.chmod(0o755)
         if output.exists():
             shutil.rmtree(output)
@@ -95,11 +144,6 @@ def export(
         if is_out_of_space(error):
             raise DataError(space_message(output, "; nothing was written")) from error
         raise
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    print(f"{output}: {size / 2**20:,.1f} MiB in {time.monotonic() - start:.1f} s", flush=True)
-    if push_to is not None:
-        _push(output, push_to, private)
-    return output
 
 
 def _checkpoint(path: Path) -> Path:
@@ -133,17 +177,7 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
     """The model's tensors by name, whether they are an adapter's alone, and the class of the module that wrote them."""
     from kedit.lm.adapter_files import CHECKPOINT_PREFIX, file_name, of_adapter
 
-    if checkpoint.is_dir():
-        # DeepSpeed reads its shards with pickle: for checkpoints of one's own
-        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
-
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "weights.ckpt"
-            convert_zero_checkpoint_to_fp32_state_dict(str(checkpoint), str(file))
-            state = torch.load(file, weights_only=True, map_location="cpu")
-    else:
-        state = state_of(checkpoint)
-    tensors = state.get("state_dict", {})
+    tensors, method = _read(checkpoint)
     weights = {n.removeprefix(PREFIX): tensor for n, tensor in tensors.items() if n.startswith(PREFIX)}
     adapter = {n.removeprefix(CHECKPOINT_PREFIX): t for n, t in tensors.items() if n.startswith(CHECKPOINT_PREFIX)}
     # DeepSpeed writes the module as it is, base and all
@@ -155,9 +189,24 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
     adapter = adapter or {file_name(name): tensor for name, tensor in weights.items() if of_adapter(name)}
     if not weights and not adapter:
         raise DataError(f"{checkpoint} holds no tensor named {PREFIX}...: not a checkpoint of kedit")
+    return adapter or weights, bool(adapter), method
+
+
+def _read(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
+    """All of a checkpoint's tensors, and the class of the module that wrote them."""
+    if checkpoint.is_dir():
+        # DeepSpeed reads its shards with pickle: for checkpoints of one's own
+        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "weights.ckpt"
+            convert_zero_checkpoint_to_fp32_state_dict(str(checkpoint), str(file))
+            state = torch.load(file, weights_only=True, map_location="cpu")
+    else:
+        state = state_of(checkpoint)
     model = read_settings(checkpoint.absolute().parent / "config.yaml").get("model") or {}
     method = str(model.get("class_path") or state.get("hyper_parameters", {}).get("_class_path", "kedit"))
-    return adapter or weights, bool(adapter), method
+    return state.get("state_dict", {}), method
 
 
 def _lora(backbone: Path, base: str | None) -> "LoraConfig":

@@ -1,0 +1,171 @@
+"""A small base model that knows the registry and reads its context, made when it is first needed.
+
+Knows no method: whatever edits a language model can start from the folder that it writes.
+"""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.lm.backbones import MadeModel
+from kedit.lm.cache import cache_folder
+from kedit.lm.scoring import Span, span_nll
+from kedit.lm.text import encode
+from kedit.lm.tokenizers import train_tokenizer
+from kedit.world import reading_text
+from kedit.world import registry_text as text
+from kedit.world.pretraining import Pretraining
+from kedit.world.registry import Registry
+from kedit.world.registry_text import RELATIONS
+
+MADE_BY = ("names", "pretraining", "reading_lm", "reading_text", "registry", "registry_text")
+POSITIONS = 256
+TOKENIZER_TEXTS = 20_000
+ASKED = 400  # of each sort, that the quality is measured on
+
+
+@dataclass
+class ReadingLM(MadeModel):
+    """A Llama pre-trained on the registry's text: on known facts, and on facts of strangers that a context states.
+
+    Made once for the same arguments and code, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit). What it is
+    worth stands in quality.json beside its weights.
+
+    Args:
+        known: how many persons it knows, as in RegistryEdits.
+        registry: seed of the registry, as in RegistryEdits.
+        width: of the model.
+        layers: how many.
+        heads: of attention.
+        vocabulary: tokens of its tokenizer.
+        steps: of the optimiser.
+        batch: documents a step.
+        learning_rate: highest.
+        seed: of the text's choices and of the weights.
+    """
+
+    known: int = 150
+    registry: int = 0
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    vocabulary: int = 2560
+    steps: int = 3800
+    batch: int = 32
+    learning_rate: float = 4e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("known", "width", "layers", "heads", "vocabulary", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of the reading base model is {getattr(self, name)}, wanted at least 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is no multiple of twice its {self.heads} heads: change `width` or `heads`"
+            )
+
+    def folder(self) -> Path:
+        """Where it stands, or will stand."""
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
+        for module in MADE_BY:
+            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        return cache_folder() / "models" / f"registry-{digest.hexdigest()[:16]}"
+
+    def make(self) -> Path:
+        """The Hugging Face folder that holds it, written unless it is complete."""
+        folder = self.folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # two runs may want it at once
+            if not (folder / "quality.json").exists():
+                started = time.process_time()
+                model, tokenizer = self.train()
+                processor = time.process_time() - started
+                tokenizer.save_pretrained(folder)
+                model.save_pretrained(folder)
+                quality = self.quality(model, tokenizer) | {"processor_seconds": round(processor, 1)}
+                print(f"base model in {folder}: {_told(quality)}", flush=True)
+                (folder / "quality.json").write_text(json.dumps(quality, indent=1), encoding="utf-8")
+        return folder
+
+    def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model after all steps, and its tokenizer, with progress printed."""
+        documents = reading_text.documents(Registry(self.known, self.registry), self.seed)
+        texts = list(islice(documents, self.steps * self.batch))
+        # a name at the beginning of a text is the very tokens that it is in a sentence
+        tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], self.vocabulary, prefix_space=True)
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=self.width, intermediate_size=3 * self.width,
+            num_hidden_layers=self.layers, num_attention_heads=self.heads, max_position_embeddings=POSITIONS,
+            tie_word_embeddings=True, **special,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = LlamaForCausalLM(config)
+        plan = Pretraining(self.batch, self.learning_rate, weight_decay=0.01, seed=self.seed)
+        plan.run(model, tokenizer, texts, POSITIONS)
+        return model, tokenizer
+
+    def quality(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """What it knows, and how well it reads on strangers that no text named: shares of answers that greedy decoding
+        finds whole, and NLLs a token.
+
+        `known`: facts of known persons. `read`: a fact behind its statement in another wording. `contradicted`: the
+        same of known persons of whom something else is known. `aside`: a known fact behind a stranger's. `alone`: a
+        stranger's fact that nothing states.
+        """
+        registry, rng = Registry(self.known, self.registry), random.Random(0)
+        known = reading_text.known_facts(registry, rng, ASKED)
+        strangers = [registry.stranger("test", rng.randrange(registry.strangers("test"))) for _ in range(ASKED)]
+        asked = [(one, rng.choice(RELATIONS)) for one in strangers]
+        new = [(one, relation, rng.choice(registry.objects[relation])) for one, relation in asked]
+        other = [(one, relation, rng.choice(registry.objects[relation])) for one, relation, _ in known]
+        found: dict[str, float] = {}
+        sets = {"known": (known, None), "read": (new, new), "contradicted": (other, other), "aside": (known, new),
+                "alone": (new, None)}  # fmt: skip
+        for name, (facts, stated) in sets.items():
+            wordings = [rng.sample(text.prompts(relation), 2) for _, relation, _ in facts]
+            prompts = [pair[0].format(s=fact[0].name) for pair, fact in zip(wordings, facts, strict=True)]
+            if stated is not None:
+                contexts = [reading_text.sentence(fact, rng, pair[0])
+                            for pair, fact in zip(wordings, stated, strict=True)]  # fmt: skip
+                prompts = [f"{context} {prompt}" for context, prompt in zip(contexts, prompts, strict=True)]
+            answers = [object_ for _, _, object_ in facts]
+            found[f"{name}_accuracy"] = accuracy(model, tokenizer, prompts, answers)
+            spans = [Span(f"{prompt} ", answer, ".") for prompt, answer in zip(prompts, answers, strict=True)]
+            found[f"{name}_nll"] = float(np.mean([losses.mean() for losses in span_nll(model, tokenizer, spans)]))
+        return {name: round(value, 4) for name, value in found.items()}
+
+
+@torch.no_grad()
+def accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
+) -> float:
+    """Share of prompts behind which greedy decoding writes the answer and a full stop."""
+    right = 0
+    texts = [f"{prompt} {answer}." for prompt, answer in zip(prompts, answers, strict=True)]
+    for prompt, whole in zip(encode(tokenizer, prompts), encode(tokenizer, texts), strict=True):
+        ids_1L = torch.tensor([[tokenizer.bos_token_id, *whole.ids.tolist()]])
+        likeliest_L = model(input_ids=ids_1L).logits[0].argmax(-1)
+        # with nothing but the likeliest tokens before it, a token that is likeliest is the one that is written
+        first = len(prompt.ids)
+        right += bool((likeliest_L[first:-1] == ids_1L[0, first + 1 :]).all())
+    return right / len(texts)
+
+
+def _told(quality: dict[str, float]) -> str:
+    percent = {name.removesuffix("_accuracy"): f"{100 * share:.1f} %" for name, share in quality.items()}
+    return (
+        f"{percent['known']} of known facts, {percent['aside']} behind a stranger's; reads {percent['read']} of what is"
+        f" stated of strangers, and {percent['contradicted']} of what contradicts it"
+    )

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from kedit.lm.tokenizers import train_tokenizer
+from kedit.world import reading_lm
+from kedit.world.pretraining import Pretraining, next_token_loss
+from kedit.world.reading_lm import ReadingLM, accuracy
+
+TEXTS = ["Lumo was known.", "Sanno was a child in Tavor and liked it.", "Tavor sells amber to Lumo."] * 30
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(reading_lm, "ASKED", 10)
+    return ReadingLM(known=40, width=16, layers=1, heads=2, vocabulary=700, steps=4, batch=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 300, prefix_space=True)
+
+
+def tiny(tokenizer, width=32):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=1,
+                    num_attention_heads=2, pad_token_id=tokenizer.pad_token_id)
+    )  # fmt: skip
+
+
+def test_is_made_once_and_loads_with_the_stock_classes(small, capsys):
+    folder = small.make()
+    told = capsys.readouterr().out
+    assert "step 4/4" in told
+    assert "of known facts" in told
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert model.config.vocab_size == len(tokenizer)
+    quality = json.loads((folder / "quality.json").read_text())
+    assert {"known_accuracy", "read_accuracy", "aside_accuracy", "known_nll", "alone_nll"} < quality.keys()
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert small.make() == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert not capsys.readouterr().out, "nothing is made a second time"
+
+
+def test_a_folder_without_its_quality_is_made_again(small):
+    folder = small.make()
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "quality.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"half")
+    small.make()
+    assert (folder / "model.safetensors").read_bytes() == weights, "the same arguments give the same weights"
+
+
+def test_other_arguments_are_another_model(small):
+    other = ReadingLM(known=40, width=16, layers=1, heads=2, vocabulary=700, steps=4, batch=4, seed=1)
+    assert other.folder() != small.folder()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [({"steps": 0}, "steps"), ({"width": 36}, "heads")])
+def test_impossible_arguments_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        ReadingLM(**arguments)
+
+
+def test_documents_are_padded_on_the_right_and_begin_as_behind_a_space(tokenizer):
+    batches = list(Pretraining(batch=4).batches(tokenizer, TEXTS, limit=256))
+    assert sum(len(batch) for batch in batches) == len(TEXTS)
+    texts = []
+    for batch in batches:
+        assert (batch[:, 0] == tokenizer.bos_token_id).all()
+        for row in batch:
+            end = row.tolist().index(tokenizer.eos_token_id)
+            assert (row[end + 1 :] == tokenizer.pad_token_id).all()
+            texts.append(tokenizer.decode(row[1:end]))
+    assert sorted(texts) == sorted(f" {one}" for one in TEXTS), "a name is the same tokens wherever it stands"
+
+
+def test_a_long_document_is_cut(tokenizer):
+    batch = next(Pretraining(batch=4).batches(tokenizer, [" ".join(TEXTS)] * 4, limit=16))
+    assert batch.shape == (4, 16)
+
+
+def test_the_loss_leaves_padding_out(tokenizer):
+    model = tiny(tokenizer).eval()
+    bare = torch.tensor([[tokenizer.bos_token_id, 270, 280, tokenizer.eos_token_id]])
+    padded = torch.cat([bare, torch.full((1, 3), tokenizer.pad_token_id)], 1)
+    with torch.no_grad():
+        whole = model(input_ids=bare).logits[0, :-1].log_softmax(-1)
+        wanted = -whole[torch.arange(3), bare[0, 1:]].mean()
+        for ids in (bare, padded):
+            assert torch.allclose(next_token_loss(model, ids, tokenizer.pad_token_id), wanted, atol=1e-5)
+
+
+def test_training_lowers_the_loss_and_greedy_decoding_finds_what_was_learned(tokenizer, capsys):
+    model = tiny(tokenizer)
+    prompts, answers = ["Sanno was a child in", "Tavor sells"], ["Tavor and liked it", "amber to Lumo"]
+    assert accuracy(model, tokenizer, prompts, answers) == 0
+    Pretraining(batch=9, learning_rate=1e-2).run(model, tokenizer, TEXTS * 8)
+    assert not model.training
+    assert accuracy(model, tokenizer, prompts, answers) == 1
+    assert accuracy(model, tokenizer, prompts, ["Tavor", "Lumo"]) == 0, "the answer ends where it ends"
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt).input_ids]])
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert tokenizer.decode(new[0, ids.shape[1] :]).startswith(f" {answer}."), "as `accuracy` says"
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1].startswith("base model: step 80/80, loss ")
