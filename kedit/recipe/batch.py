@@ -92,17 +92,20 @@ class Composer:
         them.
         """
         edits = [self.pool[number] for number in numbers]
-        further = [self.pool[number] for number in self.draw.draw(numbers, self.negatives, rng)]
         asked: list[tuple[Kind, int, Probe]] = [(Kind.RELIABILITY, place, edit.own) for place, edit in enumerate(edits)]
         for kind, aspect in ((Kind.GENERALITY, "generality"), (Kind.LOCALITY, "locality")):
             for place, edit in enumerate(edits):
                 if probes := edit.asked(aspect):
                     asked.append((kind, place, probes[int(rng.integers(len(probes)))]))
-        queries = [probe.prompt for _, _, probe in asked]
+        # where keys are made of prompts alone, an edit's own prompt is its key
+        sought = [one for one in asked if self.key_reads_target or one[0] != Kind.RELIABILITY]
+        queries = [probe.prompt for _, _, probe in sought]
         count = min(self.unrelated_queries, len(self.unrelated))
         queries += [self.unrelated[int(k)] for k in rng.integers(len(self.unrelated), size=count)] if count else []
-        kinds = [kind for kind, _, _ in asked] + [Kind.UNRELATED] * count
-        own = [place if kind <= Kind.GENERALITY else -1 for kind, place, _ in asked] + [-1] * count
+        facts = {fact_of(edit) for edit in edits}
+        further = [self.pool[number] for number in self.draw.draw(queries, facts, self.negatives, rng)]
+        kinds = [kind for kind, _, _ in sought] + [Kind.UNRELATED] * count
+        own = [place if kind <= Kind.GENERALITY else -1 for kind, place, _ in sought] + [-1] * count
         spoken = [one for one in asked if one[0] <= Kind.GENERALITY or (self.locality_rows and one[2].span)]
         return RecipeBatch(
             numbers=list(numbers),

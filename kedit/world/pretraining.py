@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.lm.optim import Schedule, parameter_groups
-from kedit.lm.text import encode
+from kedit.lm.text import encode, token_span
 
 BUCKET = 32  # batches whose documents are sorted by length: little padding
 EVERY = 5.0  # seconds between two lines of progress
+Spans = Sequence[tuple[int, int]]
 
 
 @dataclass
@@ -41,14 +42,16 @@ class Pretraining:
     seed: int = 0
 
     def run(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int = 256
-    ) -> None:
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
+        unforeseen: Sequence[Spans] | None = None, limit: int = 256,
+    ) -> None:  # fmt: skip
         """Train the model in place, and leave it in `eval`, with progress printed.
 
         Args:
             model: to be trained, all of it.
             tokenizer: with BOS, EOS and padding.
             texts: one document each; what does not fill a last batch is read, too.
+            unforeseen: characters [start, end) of each that the model reads and need not predict.
             limit: most tokens of a document; longer ones are cut.
         """
         started = told = time.perf_counter()
@@ -57,10 +60,10 @@ class Pretraining:
         )
         steps, losses = -(-len(texts) // self.batch), []
         model.train()
-        for step, ids_BL in enumerate(self.batches(tokenizer, texts, limit)):
+        for step, (ids_BL, counted_BL) in enumerate(self.batches(tokenizer, texts, unforeseen, limit)):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * self.schedule.factor(step, steps)
-            loss = next_token_loss(model, ids_BL.to(model.device), tokenizer.pad_token_id)
+            loss = next_token_loss(model, ids_BL.to(model.device), counted_BL.to(model.device))
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
@@ -73,26 +76,44 @@ class Pretraining:
                 losses, told = [], now
         model.eval()
 
-    def batches(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> Iterator[Tensor]:
-        """Ids [B, L] of documents of like length, between BOS and EOS, padded on the right."""
+    def batches(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], unforeseen: Sequence[Spans] | None, limit: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Ids [B, L] of documents of like length, between BOS and EOS, padded on the right; and which of these tokens
+        are to be predicted.
+        """
         rng = random.Random(f"batches {self.seed}")
+        spans = unforeseen or [[] for _ in texts]
         size = self.batch * BUCKET
         for start in range(0, len(texts), size):
-            rows = sorted((encoded.ids for encoded in encode(tokenizer, texts[start : start + size])), key=len)
+            encoded = encode(tokenizer, texts[start : start + size])
+            rows = [(ids, _counted(offsets, given))
+                    for (ids, offsets), given in zip(encoded, spans[start : start + size], strict=True)]  # fmt: skip
+            rows.sort(key=lambda row: len(row[0]))
             batches = [rows[place : place + self.batch] for place in range(0, len(rows), self.batch)]
             for batch in rng.sample(batches, len(batches)):
-                longest = min(limit, len(batch[-1]) + 2)
-                ids = np.full((len(batch), longest), tokenizer.pad_token_id, dtype=np.int64)
-                for row, text in zip(ids, batch, strict=True):
-                    whole = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id][:longest]
-                    row[: len(whole)] = whole
-                yield torch.from_numpy(ids)
+                longest = min(limit, len(batch[-1][0]) + 2)
+                ids_BL = np.full((len(batch), longest), tokenizer.pad_token_id, dtype=np.int64)
+                counted_BL = np.zeros(ids_BL.shape, dtype=bool)
+                for row, (ids, counted) in enumerate(batch):
+                    whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:longest]
+                    ids_BL[row, : len(whole)] = whole
+                    counted_BL[row, : len(whole)] = [False, *counted, True][:longest]
+                yield torch.from_numpy(ids_BL), torch.from_numpy(counted_BL)
 
 
-def next_token_loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
-    """Mean cross-entropy of every token behind the first, in nats, padding left out."""
+def next_token_loss(model: PreTrainedModel, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
+    """Mean cross-entropy of the counted tokens, in nats, each from those before it; the first of a row never counts."""
     hidden_BLD = model.base_model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
-    targets_BL = ids_BL[:, 1:]
-    real_BL = targets_BL != pad  # only these see the head, which is most of a small model's work
-    logits_NV = model.get_output_embeddings()(hidden_BLD[real_BL])
-    return nn.functional.cross_entropy(logits_NV, targets_BL[real_BL])
+    counted = counted_BL[:, 1:]  # only these see the head, which is much of a small model's work
+    logits_NV = model.get_output_embeddings()(hidden_BLD[counted])
+    return nn.functional.cross_entropy(logits_NV, ids_BL[:, 1:][counted])
+
+
+def _counted(offsets: np.ndarray, unforeseen: Spans) -> np.ndarray:
+    """Which tokens [n] overlap none of the spans."""
+    counted = np.ones(len(offsets), dtype=bool)
+    for start, end in unforeseen:
+        first, last = token_span(offsets, start, end)
+        counted[first:last] = False
+    return counted

@@ -60,7 +60,7 @@ class ReadingLM(MadeModel):
     layers: int = 2
     heads: int = 4
     vocabulary: int = 2560
-    steps: int = 3800
+    steps: int = 4000
     batch: int = 32
     learning_rate: float = 4e-3
     seed: int = 0
@@ -99,8 +99,9 @@ class ReadingLM(MadeModel):
 
     def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model after all steps, and its tokenizer, with progress printed."""
-        documents = reading_text.documents(Registry(self.known, self.registry), self.seed)
-        texts = list(islice(documents, self.steps * self.batch))
+        endless = reading_text.documents(Registry(self.known, self.registry), self.seed)
+        documents = list(islice(endless, self.steps * self.batch))
+        texts = [document.text for document in documents]
         # a name at the beginning of a text is the very tokens that it is in a sentence
         tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], self.vocabulary, prefix_space=True)
         special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -113,7 +114,7 @@ class ReadingLM(MadeModel):
             torch.manual_seed(self.seed)
             model = LlamaForCausalLM(config)
         plan = Pretraining(self.batch, self.learning_rate, weight_decay=0.01, seed=self.seed)
-        plan.run(model, tokenizer, texts, POSITIONS)
+        plan.run(model, tokenizer, texts, [document.unforeseen for document in documents], POSITIONS)
         return model, tokenizer
 
     def quality(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

@@ -4,39 +4,53 @@ Endless documents of sentences, each a wording of a fact with its object and a f
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from kedit.world import registry_text as text
 from kedit.world.registry import Person, Registry
 from kedit.world.registry_text import RELATIONS
 
-KINDS = {"told": 0.38, "read": 0.48, "aside": 0.1, "plain": 0.04}
+KINDS = {"told": 0.28, "read": 0.58, "aside": 0.1, "plain": 0.04}
 TOLD = (2, 3, 4)  # known facts of a document
-CONTRADICTED = 0.3  # share of read facts that contradict what is known of a known person
 STATED = (1, 1, 2, 3)  # facts that a context states
+CONTRADICTED = 0.4  # share of read facts that contradict what is known of a known person
 ALIKE = 0.5  # share of further facts that are of the same person, or of one who shares a name
 Fact = tuple[Person, str, str]
 
 
-def documents(registry: Registry, seed: int = 0) -> Iterator[str]:
-    """Documents without end: known facts; random facts of strangers with their use in another wording; known facts
-    behind others'; plain sentences. The strangers are training's.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to learn from.
+
+    Args:
+        text: all of it.
+        unforeseen: characters [start, end) that nothing before them tells, as names and what is stated of strangers:
+            they are read, but to predict them teaches nothing, and their noise would drown the rest.
+    """
+
+    text: str
+    unforeseen: list[tuple[int, int]]
+
+
+def documents(registry: Registry, seed: int = 0) -> Iterator[Document]:
+    """Documents without end: known facts; random facts of strangers with their use in some wording; known facts behind
+    others'; plain sentences. The strangers are training's.
     """
     rng = random.Random(f"documents {seed}")
     plain = [sentence for sentences in text.PLAIN.values() for sentence in sentences]
     while True:
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        if kind == "told":
-            yield " ".join(sentence(fact, rng) for fact in known_facts(registry, rng, rng.choice(TOLD)))
-        elif kind == "read":
-            yield _read(registry, rng)
-        elif kind == "aside":
-            stated = _stated(registry, rng)
-            asked = known_facts(registry, rng, 1)[0]
-            others = [fact for fact in stated if fact[:2] != asked[:2]]
-            yield " ".join(sentence(fact, rng) for fact in [*others, asked])
+        if kind == "plain":
+            yield Document(registry.plain(rng.choice(plain), rng), [])
+            continue
+        stated = [] if kind == "told" else _stated(registry, rng)
+        if kind == "read":
+            used = rng.sample(stated, len(stated))
         else:
-            yield registry.plain(rng.choice(plain), rng)
+            used = known_facts(registry, rng, rng.choice(TOLD) if kind == "told" else 1)
+            stated = [fact for fact in stated if fact[:2] not in [asked[:2] for asked in used]]
+        yield _document(stated, used, rng)
 
 
 def sentence(fact: Fact, rng: random.Random, but: str = "") -> str:
@@ -52,13 +66,18 @@ def known_facts(registry: Registry, rng: random.Random, count: int) -> list[Fact
     return [(person, relation, person.facts[relation]) for person, relation in facts]
 
 
-def _read(registry: Registry, rng: random.Random) -> str:
-    stated, used = [], []
-    for person, relation, object_ in _stated(registry, rng):
-        one, other = rng.sample(text.prompts(relation), 2)
-        stated.append(f"{one.format(s=person.name)} {object_}.")
-        used.append(f"{other.format(s=person.name)} {object_}.")
-    return " ".join(stated + rng.sample(used, len(used)))
+def _document(stated: Sequence[Fact], used: Sequence[Fact], rng: random.Random) -> Document:
+    written, unforeseen = "", []
+    for number, (person, relation, object_) in enumerate([*stated, *used]):
+        written += " " if written else ""
+        before, after = rng.choice(text.prompts(relation)).split("{s}")
+        spans = [(len(written) + len(before), len(person.name))]
+        written += f"{before}{person.name}{after} "
+        if number < len(stated):
+            spans.append((len(written), len(object_)))
+        unforeseen += [(start, start + length) for start, length in spans]
+        written += f"{object_}."
+    return Document(written, unforeseen)
 
 
 def _stated(registry: Registry, rng: random.Random) -> list[Fact]:

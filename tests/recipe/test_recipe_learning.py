@@ -107,13 +107,15 @@ def test_prompt_vectors_copy_at_the_start(networks, texts, tokenizer):
 
 def test_negatives_share_words_and_say_nothing_of_the_same_fact():
     pool = edits() + [Edit("x", "Maro Tellin came into the world in", "Padri", "Maro Tellin", "birth")]
-    drawn = Negatives(pool).draw([0], 6, np.random.default_rng(0))
-    assert drawn
-    assert len(set(drawn)) == len(drawn)
-    assert not {0, len(pool) - 1} & set(drawn)  # itself, and another wording of its fact
-    far = [Edit(f"far-{n}", f"Number {n} stands at", "ten", f"n{n}", "r") for n in range(300)]
-    drawn = Negatives(pool + far).draw([0], 6, np.random.default_rng(0))
-    assert sum(number < len(pool) for number in drawn) >= 2
+    pool += [Edit(f"far-{n}", f"Number {n} stands at", "ten", f"n{n}", "r") for n in range(3000)]
+    asked, fact = pool[0].prompt, {fact_of(pool[0])}
+    drawn = Negatives(pool).draw([asked], fact, 8, np.random.default_rng(0))
+    assert len(set(drawn)) == len(drawn) == 8
+    assert not {0, 6} & set(drawn)  # itself, and another wording of its fact
+    alike = [number for number in drawn if number < 7]
+    assert {2, 4} <= set(alike)  # those that share most: the same relation of somebody of a like name
+    assert Negatives(pool).draw([asked], fact, 8, np.random.default_rng(0)) == drawn
+    assert len(Negatives(pool[:2]).draw(["nothing like it"], set(), 5, np.random.default_rng(0))) == 2
 
 
 def test_the_fact_is_its_prompt_where_nothing_else_is_known():
@@ -133,13 +135,16 @@ def composer(texts, tokenizer, **options):
 
 def test_a_batch_asks_every_edit_in_every_way(texts, tokenizer):
     batch = composer(texts, tokenizer, locality_rows=True).compose([0, 3], np.random.default_rng(0))
-    assert batch.kind_Q.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert batch.own_Q.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
+    assert batch.kind_Q.tolist() == [1, 1, 2, 2, 3, 3]  # an edit's own prompt is its key
+    assert batch.own_Q.tolist() == [0, 1, -1, -1, -1, -1]
     assert len(batch.keys) == 2
     assert 1 <= len(batch.negatives) <= 3
     assert batch.kind_R.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.edit_R.tolist() == [0, 1, 0, 1, 0, 1]
     assert batch.asked[0] == ("Maro Tellin was born in", "Velmar")
+    paper = composer(texts, tokenizer, key_reads_target=True).compose([0, 3], np.random.default_rng(0))
+    assert paper.kind_Q.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert paper.own_Q.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
 
 
 def test_what_says_the_same_is_no_negative(texts, tokenizer):

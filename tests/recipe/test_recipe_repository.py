@@ -733,4 +733,4 @@ class AgainstDict(RuleBasedStateMachine):
 
 
 TestAgainstDict = AgainstDict.TestCase
-TestAgainstDict.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestAgainstDict.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)

@@ -69,32 +69,43 @@ def test_impossible_arguments_are_refused(arguments, said):
 
 
 def test_documents_are_padded_on_the_right_and_begin_as_behind_a_space(tokenizer):
-    batches = list(Pretraining(batch=4).batches(tokenizer, TEXTS, limit=256))
-    assert sum(len(batch) for batch in batches) == len(TEXTS)
+    batches = list(Pretraining(batch=4).batches(tokenizer, TEXTS, None, limit=256))
+    assert sum(len(ids) for ids, _ in batches) == len(TEXTS)
     texts = []
-    for batch in batches:
-        assert (batch[:, 0] == tokenizer.bos_token_id).all()
-        for row in batch:
+    for ids_BL, counted_BL in batches:
+        assert (ids_BL[:, 0] == tokenizer.bos_token_id).all()
+        for row, counted in zip(ids_BL, counted_BL, strict=True):
             end = row.tolist().index(tokenizer.eos_token_id)
             assert (row[end + 1 :] == tokenizer.pad_token_id).all()
+            assert counted.tolist() == [False] + [True] * end + [False] * (len(row) - end - 1)
             texts.append(tokenizer.decode(row[1:end]))
     assert sorted(texts) == sorted(f" {one}" for one in TEXTS), "a name is the same tokens wherever it stands"
 
 
+def test_what_nothing_foretells_is_read_and_not_predicted(tokenizer):
+    texts = ["Sanno was a child in Tavor and liked it."] * 4
+    spans = [[(0, 5), (21, 26)]] * 4
+    ids_BL, counted_BL = next(Pretraining(batch=4).batches(tokenizer, texts, spans, limit=256))
+    for ids, counted in zip(ids_BL, counted_BL, strict=True):
+        assert tokenizer.decode(ids[1:-1]) == " Sanno was a child in Tavor and liked it."
+        assert tokenizer.decode(ids[counted]) == " was a child in and liked it.</s>"
+
+
 def test_a_long_document_is_cut(tokenizer):
-    batch = next(Pretraining(batch=4).batches(tokenizer, [" ".join(TEXTS)] * 4, limit=16))
-    assert batch.shape == (4, 16)
+    ids_BL, counted_BL = next(Pretraining(batch=4).batches(tokenizer, [" ".join(TEXTS)] * 4, None, limit=16))
+    assert ids_BL.shape == counted_BL.shape == (4, 16)
 
 
-def test_the_loss_leaves_padding_out(tokenizer):
+def test_the_loss_is_that_of_counted_tokens(tokenizer):
     model = tiny(tokenizer).eval()
     bare = torch.tensor([[tokenizer.bos_token_id, 270, 280, tokenizer.eos_token_id]])
     padded = torch.cat([bare, torch.full((1, 3), tokenizer.pad_token_id)], 1)
     with torch.no_grad():
-        whole = model(input_ids=bare).logits[0, :-1].log_softmax(-1)
-        wanted = -whole[torch.arange(3), bare[0, 1:]].mean()
+        log_probs = model(input_ids=bare).logits[0, :-1].log_softmax(-1)
+        nll = -log_probs[torch.arange(3), bare[0, 1:]]
         for ids in (bare, padded):
-            assert torch.allclose(next_token_loss(model, ids, tokenizer.pad_token_id), wanted, atol=1e-5)
+            counted = (ids != tokenizer.pad_token_id) & (ids != 280)
+            assert torch.allclose(next_token_loss(model, ids, counted), nll[[0, 2]].mean(), atol=1e-5)
 
 
 def test_training_lowers_the_loss_and_greedy_decoding_finds_what_was_learned(tokenizer, capsys):
