@@ -12,7 +12,8 @@ def train(command: str, arguments: Sequence[str]) -> None:
     from kedit.running.application import Application  # isort: skip  before DeepSpeed is imported
     import kedit.distill.module
     import kedit.distill.server
-    import kedit.kilm  # noqa: F401  short class names resolve
+    import kedit.kilm
+    import kedit.recipe.module  # noqa: F401  short class names resolve
     from kedit.editing.module import EditingModule
 
     Application(EditingModule, command, arguments)

@@ -184,7 +184,7 @@ class RecipeModule(EditingModule):
         """A random encoder that is as wide as the language model begins with its embeddings, and keeps them: words that
         no training text holds mean what they mean there.
         """
-        theirs: Tensor = self.language_model.model.get_input_embeddings().weight  # type: ignore[assignment]
+        theirs: Tensor = self.language_model.model.get_input_embeddings().weight
         own: Tensor = trunk.get_input_embeddings().weight  # type: ignore[assignment]
         if own.shape == theirs.shape:
             own.data.copy_(theirs / theirs.std())

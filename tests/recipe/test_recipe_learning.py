@@ -106,7 +106,7 @@ def test_prompt_vectors_copy_at_the_start(networks, texts, tokenizer):
 
 
 def test_negatives_share_words_and_say_nothing_of_the_same_fact():
-    pool = edits() + [Edit("x", "Maro Tellin came into the world in", "Padri", "Maro Tellin", "birth")]
+    pool = [*edits(), Edit("x", "Maro Tellin came into the world in", "Padri", "Maro Tellin", "birth")]
     pool += [Edit(f"far-{n}", f"Number {n} stands at", "ten", f"n{n}", "r") for n in range(3000)]
     asked, fact = pool[0].prompt, {fact_of(pool[0])}
     drawn = Negatives(pool).draw([asked], fact, 8, np.random.default_rng(0))
@@ -128,8 +128,8 @@ def test_the_fact_is_its_prompt_where_nothing_else_is_known():
 def composer(texts, tokenizer, **options):
     pool = edits()
     given = {"pool": pool, "texts": texts, "asking": Asking(tokenizer), "key_reads_target": False,
-             "unrelated": ["Rain fell for a week.", "The bridge of the north."], "negatives": 3, "unrelated_queries": 2, "locality_rows": False,
-             "draw": Negatives(pool)}  # fmt: skip
+             "unrelated": ["Rain fell for a week.", "The bridge of the north."], "negatives": 3,
+             "unrelated_queries": 2, "locality_rows": False, "draw": Negatives(pool)}  # fmt: skip
     return Composer(**given | options)
 
 

@@ -34,7 +34,9 @@ def fitted(tmp_path, monkeypatch, base):
 
 def test_the_results_are_those_that_were_promised(fitted, tmp_path, capsys):
     rivals = "[text_prefix, finetune, lora]"
-    results = fitted("one", "--data.init_args.evaluation.rivals", rivals, "--data.init_args.evaluation.rival_edits", "3")
+    results = fitted(
+        "one", "--data.init_args.evaluation.rivals", rivals, "--data.init_args.evaluation.rival_edits", "3"
+    )
     for aspect in ("reliability", "generality", "locality"):
         for kind in ("free", "forced"):
             assert 0 <= results[f"test/{aspect}/{kind}"] <= 1
@@ -105,5 +107,3 @@ def test_bad_settings_are_told_in_a_line(tmp_path, monkeypatch, capsys, base, op
 
 def test_one_edit_is_a_batch_too(fitted):
     assert fitted("single", "--data.init_args.batch_edits", "1", "--trainer.max_steps", "2")["test/edits"] == 8
-
-
