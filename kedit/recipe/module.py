@@ -36,6 +36,7 @@ from kedit.recipe.prefix import PrefixedModel
 from kedit.recipe.texts import TextEncoder
 from kedit.recipe.trained import Trained, build_networks, write_trained
 from kedit.recipe.trial import Trial
+from kedit.recipe.unedited import Unedited
 
 
 class RecipeModule(EditingModule):
@@ -102,7 +103,6 @@ class RecipeModule(EditingModule):
 
             self.objective = PaperObjective(self.weights, hinge)
         self._frozen: list[PrefixedModel] = []  # no submodule: neither trained, nor moved, nor saved
-        self._base_states: dict[tuple[str, str], Tensor] = {}
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
@@ -225,19 +225,16 @@ class RecipeModule(EditingModule):
             self.log(f"train/gate/{name}", value, batch_size=1)
         return loss * batch.weight
 
-    @torch.no_grad()
+    @cached_property
+    def _unedited(self) -> Unedited:
+        return Unedited(self.language_model, self.data.pool)
+
     def _base(self, batch: RecipeBatch) -> Tensor | None:
-        """What the language model alone has at the targets of locality rows, [n, H]: computed once for each."""
+        """What the language model alone has at the targets of locality rows, [n, H]."""
         wanted = (batch.kind_R == Kind.LOCALITY).nonzero()[:, 0].tolist()
         if not wanted:
             return None
-        keys = [batch.asked[row] for row in wanted]
-        if new := [key for key in dict.fromkeys(keys) if key not in self._base_states]:
-            rows = self.asking.rows(*zip(*new, strict=True))
-            states_nH = self.language_model.target_states(rows).cpu()
-            row_n = rows.row_n.cpu()
-            self._base_states |= {key: states_nH[row_n == place] for place, key in enumerate(new)}
-        return torch.cat([self._base_states[key] for key in keys]).to(self.device)
+        return self._unedited.states([batch.asked[row] for row in wanted]).to(self.device)
 
     # judging ----------------------------------------------------------------------------------------------------------
 
