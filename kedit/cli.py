@@ -10,10 +10,12 @@ PROGRAM = "python -m kedit"
 
 def train(command: str, arguments: Sequence[str]) -> None:
     from kedit.running.application import Application  # isort: skip  before DeepSpeed is imported
+    import kedit.benchmarks
     import kedit.distill.module
     import kedit.distill.server
     import kedit.kilm
-    import kedit.recipe.module  # noqa: F401  short class names resolve
+    import kedit.recipe.module
+    import kedit.world  # noqa: F401  short class names resolve
     from kedit.editing.module import EditingModule
 
     Application(EditingModule, command, arguments)

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from benchmarks.test_benchmark_ecbd import ecbd_record, inference_record
 from conftest import ARCHITECTURES, tiny_causal
+from tiny_edits import PERSONS, TOWNS
+from transformers import AutoConfig, AutoModel
 
 from kedit.cli import main
 from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, save_skeleton
@@ -54,11 +56,106 @@ def tiny_causal_models(tmp_path_factory, tokenizer_folders):
     return folders
 
 
+@pytest.fixture(scope="session")
+def tiny_recipe_files(tmp_path_factory, tokenizer_folders):
+    """Models that the recipe configurations name, an encoder, and a file for each of their sources."""
+    tokenizer = load_tokenizer(tokenizer_folders["bart"])
+    folders = {}
+    for family in ("gpt2", "gptj", "llama", "qwen3"):
+        folder = tmp_path_factory.mktemp(f"recipe-{family}")
+        tiny_causal(family, len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[family] = str(folder)
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = AutoConfig.for_model(
+        "roberta", vocab_size=len(tokenizer), max_position_embeddings=130, type_vocab_size=1,
+        pad_token_id=tokenizer.pad_token_id, **settings,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("encoder")
+    AutoModel.from_config(encoder).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    folders["encoder"] = str(folder)
+
+    files = tmp_path_factory.mktemp("edits")
+    facts = [(number, person, TOWNS[number % 3]) for number, person in enumerate(PERSONS)]
+    rows = {
+        "CounterFact": [counterfact_row(*fact) for fact in facts],
+        "Zsre": [zsre_row(*fact) for fact in facts],
+        "RippleEdits": [ripple_row(*fact) for fact in facts],
+    }
+    for name, records in rows.items():
+        (files / f"{name}.json").write_text(json.dumps(records))
+        folders[name] = str(files / f"{name}.json")
+    (files / "sentences.txt").write_text(" = Heron = \n\n The heron lives in the marshes of the north . \n")
+    questions = [{"question": f"how far is it to {town}", "answer": ["a mile"]} for town in TOWNS]
+    (files / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return folders | {"Sentences": str(files / "sentences.txt"), "NaturalQuestions": str(files / "questions.jsonl")}
+
+
+def counterfact_row(number: int, person: str, town: str) -> dict:
+    return {"case_id": number, "prompt": f"{person} was born in", "target_new": town, "subject": person,
+            "ground_truth": "Orsa", "rephrase_prompt": f"It rained. The birthplace of {person} is",
+            "locality_prompt": "Elka Orsa plays the", "locality_ground_truth": "harp"}  # fmt: skip
+
+
+def zsre_row(number: int, person: str, town: str) -> dict:
+    return {"subject": person, "src": f"Where was {person} born?", "pred": "Orsa", "alt": town, "answers": ["Orsa"],
+            "rephrase": f"What is {person}'s birthplace?", "loc": "nq question: who built the grey bridge",
+            "loc_ans": "the Tellin company", "cond": f"Orsa >> {town} || Where was {person} born?"}  # fmt: skip
+
+
+def ripple_row(number: int, person: str, town: str) -> dict:
+    """As RECIPE's authors flatten it; not every row has probes of every kind."""
+    kinds = {"Subject_Aliasing": [{"prompt": f"The painter {person} was born in", "targets": [town, f"{town} City"]}]}
+    if number % 2:
+        kinds["Relation_Specificity"] = [{"prompt": f"{person} plays the", "targets": ["harp"]}]
+    return {"example_type": "popular", "prompt": f"{person} was born in", "target_new": town, "subject": person,
+            "ground_truth": "Orsa", **kinds}  # fmt: skip
+
+
 def tiny(config: dict, models: dict[str, str], corpora: dict[str, str]) -> list[str]:
     """Options that make a configuration small."""
     options = ["--trainer.max_steps", "2"]
-    is_kilm = config["model"]["class_path"].endswith("KilmModule")
-    return options + (tiny_kilm(config, models, corpora) if is_kilm else tiny_distill(config, models))
+    method = config["model"]["class_path"].split(".")[1]
+    if method == "kilm":
+        return options + tiny_kilm(config, models, corpora)
+    return options + (tiny_recipe if method == "recipe" else tiny_distill)(config, models)
+
+
+def tiny_recipe(config: dict, models: dict[str, str]) -> list[str]:
+    """As many steps of few edits, one validation, and a test on a handful."""
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    options = ["--trainer.val_check_interval", "2", "--data.init_args.batch_edits", "3"]
+    few = {"edits": 6, "validation_edits": 3, "validation_stored": 3, "immediate": 2, "retained": 3, "rival_edits": 2,
+           "max_new_tokens": 3, "batch": 4}  # fmt: skip
+    options += [word for name, count in few.items() for word in (f"--data.init_args.evaluation.{name}", str(count))]
+    backbone = model["backbone"]
+    if "made" in backbone:
+        options += ["--model.init_args.backbone.made.init_args.steps", "20"]
+    else:
+        family = next(family for family in ("gpt2", "gptj", "llama", "qwen3") if family in plain(backbone["name"]))
+        options += ["--model.init_args.backbone.name", models[family], "--model.init_args.backbone.dtype", "float32",
+                    "--model.init_args.trunk.name", models["encoder"]]  # fmt: skip
+    for name, source in data.items():
+        if isinstance(source, dict) and "class_path" in source:
+            options += [f"--data.init_args.{name}", json.dumps(tiny_source(source, models))]
+        elif isinstance(source, list):
+            options += [f"--data.init_args.{name}", json.dumps([tiny_source(one, models) for one in source])]
+    return options
+
+
+def plain(name: str) -> str:
+    return name.lower().replace("-", "")
+
+
+def tiny_source(source: dict, models: dict[str, str]) -> dict:
+    """A source with a file of ours, or with a few of its made-up edits and questions."""
+    given, kind = dict(source.get("init_args", {})), source["class_path"].split(".")[-1]
+    if "file" in given:
+        given["file"] = models[kind]
+    if "count" in given or kind.startswith("Registry"):
+        given["count"] = 12
+    return source | {"init_args": given}
 
 
 def tiny_distill(config: dict, models: dict[str, str]) -> list[str]:
@@ -108,19 +205,42 @@ def tiny_kilm(config: dict, models: dict[str, str], corpora: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_two_steps(path, tmp_path, monkeypatch, tiny_models, tiny_causal_models, world_corpus):
+def test_two_steps(path, tmp_path, monkeypatch, tiny_models, tiny_causal_models, tiny_recipe_files, world_corpus):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
     config = yaml.safe_load(path.read_text())
+    is_recipe = config["model"]["class_path"].endswith("RecipeModule")
+    models = tiny_recipe_files if is_recipe else tiny_models | tiny_causal_models
     arguments = ["--config", str(path), "--config", str(ROOT / "configs/hardware/cpu.yaml")]
-    assert main(["fit", *arguments, *tiny(config, tiny_models | tiny_causal_models, world_corpus)]) == 0
+    assert main(["fit", *arguments, *tiny(config, models, world_corpus)]) == 0
     run = config["run"]["name"] + ("-1" if config["run"].get("numbered") else "")
     assert list((tmp_path / "checkpoints" / run).glob("*.ckpt"))
-    assert (tmp_path / "checkpoints" / run / "backbone" / "config.json").exists()
+    left = "memory/memory.json" if is_recipe else "backbone/config.json"
+    assert (tmp_path / "checkpoints" / run / left).exists()
     results = tmp_path / "logs" / run / "results.json"
     assert results.exists() == bool(config.get("test_after_fit"))
     if results.exists():
-        assert all(key.startswith("test/") for key in json.loads(results.read_text()))
+        found = json.loads(results.read_text())
+        assert all(key.startswith("test/") for key in found)
+        assert not is_recipe or {"test/reliability/free", "test/false_activation_rate"} <= found.keys()
+
+
+def test_the_papers_form_that_a_comment_names(tmp_path, monkeypatch, tiny_recipe_files):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "recipe_gptj_6b_zsre.yaml"
+    config = yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path), "--config", str(ROOT / "configs/hardware/cpu.yaml")]
+    for word in ("reference true", "tokens 3", "trunk_share 1"):
+        arguments += [f"--model.init_args.{word.split()[0]}", word.split()[1]]
+    for word in ("negatives 0", "unrelated_queries 0"):
+        assert word in path.read_text()
+        arguments += [f"--data.init_args.{word.split()[0]}", word.split()[1]]
+    arguments += ["--model.init_args.optimizer.init_args.lr", "1e-5", "--model.init_args.key_width", "16"]
+    assert main(["fit", *arguments, *tiny_recipe(config, tiny_recipe_files), "--trainer.max_steps", "2"]) == 0
+    run = tmp_path / "checkpoints" / config["run"]["name"]
+    written = json.loads((run / "memory" / "memory.json").read_text())
+    assert written["reference"] is True
+    assert written["sizes"]["tokens"] == 3
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

@@ -1,5 +1,7 @@
 """What the README says can be done can be done."""
 
+import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -12,8 +14,12 @@ from kedit.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+METHODS = [path.read_text() for path in sorted((ROOT / "kedit").glob("*/README.md"))]
+BLOCKS = [block for text in (README, *METHODS) for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 LINES = [line for block in BLOCKS for line in block.strip().split("\n")]
+EXAMPLES = [block for text in (README, *METHODS) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+FUNCTIONS = ("corpus", "transfer", "export", "edit", "ask", "edits")
+"""Commands that are no training."""
 
 
 def test_the_two_commands_are_what_ci_runs():
@@ -44,7 +50,48 @@ def test_every_fit_command_parses(line, tmp_path, monkeypatch, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] in (
         "kedit.kilm.KilmModule",
         "kedit.distill.DistillModule",
+        "kedit.recipe.RecipeModule",
     )
+
+
+def chosen(line: str) -> list[str]:
+    """The words of a line behind `kedit`, without a comment."""
+    words = shlex.split(line, comments=True)
+    return words[words.index("kedit") + 1 :] if "kedit" in words else []
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if chosen(line)[:1] and chosen(line)[0] in FUNCTIONS])
+def test_every_option_shown_is_one(line, capsys):
+    words = chosen(line)
+    assert main([*words[: 1 + (words[0] == "edits")], "--help"]) == 0
+    told = capsys.readouterr().out
+    for option in (word for word in words if word.startswith("--")):
+        assert re.search(rf"{option.split('.')[0]}\b", told), option
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:Kilm|Distill|Recipe)(?:Module|Data)\b", README))))
+def test_every_class_named_has_its_help(name, capsys):
+    assert main(["fit", f"--{'model' if name.endswith('Module') else 'data'}.help", name]) == 0
+    assert "Help for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_in_python_names_what_exists(example):
+    tree, kinds, made = ast.parse(example), {}, {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            home = importlib.import_module(node.module)
+            kinds |= {alias.name: getattr(home, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            root = node.value.func.value if isinstance(node.value.func, ast.Attribute) else node.value.func
+            if isinstance(root, ast.Name) and root.id in kinds:
+                made[node.targets[0].id] = kinds[root.id]
+    assert made
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            kind = (made | kinds).get(node.value.id)
+            assert kind is None or hasattr(kind, node.attr), f"{node.value.id}.{node.attr}"
 
 
 def test_every_configuration_is_in_the_table():

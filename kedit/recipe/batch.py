@@ -14,7 +14,8 @@ from torch import Tensor
 from kedit.editing.edits import Edit
 from kedit.editing.probes import Probe
 from kedit.recipe.asking import Asking, Rows
-from kedit.recipe.negatives import Negatives, fact_of
+from kedit.recipe.negatives import Negatives, fact_of, words_of
+from kedit.recipe.rewording import Rewording
 from kedit.recipe.texts import TextBatch, TextEncoder
 
 
@@ -75,6 +76,8 @@ class Composer:
         negatives: further edits of a step, F.
         unrelated_queries: unrelated texts of a step.
         locality_rows: whether the language model reads locality probes, too.
+        draw: draws the negatives.
+        reword: says queries otherwise.
     """
 
     pool: Sequence[Edit]
@@ -86,6 +89,7 @@ class Composer:
     unrelated_queries: int
     locality_rows: bool
     draw: Negatives
+    reword: Rewording
 
     def compose(self, numbers: Sequence[int], rng: np.random.Generator) -> RecipeBatch:
         """The batch of these edits: of each its own prompt, one other wording and one probe of locality, where it has
@@ -112,7 +116,7 @@ class Composer:
             edits=self.texts.batch([edit.text for edit in edits], with_model=True),
             keys=self.texts.batch([self.key_text(edit) for edit in edits]),
             negatives=self.texts.batch([self.key_text(edit) for edit in further]),
-            queries=self.texts.batch(queries),
+            queries=self.texts.batch(self._reworded(edits, sought, queries, rng)),
             kind_Q=torch.tensor(kinds),
             own_Q=torch.tensor(own),
             ignore_QK=_same(edits, further, queries, own),
@@ -121,6 +125,18 @@ class Composer:
             kind_R=torch.tensor([int(kind) for kind, _, _ in spoken]),
             asked=[(probe.prompt, probe.span) for _, _, probe in spoken],
         )
+
+    def _reworded(
+        self, edits: Sequence[Edit], sought: Sequence[tuple[Kind, int, Probe]], queries: Sequence[str],
+        rng: np.random.Generator,
+    ) -> list[str]:  # fmt: skip
+        own = [words_of(edit.prompt) for edit in edits]
+        kept = [own[place] for _, place, _ in sought] + [set()] * (len(queries) - len(sought))
+        plain = [kind == Kind.RELIABILITY for kind, _, _ in sought] + [False] * (len(queries) - len(sought))
+        return [
+            query if is_own else self.reword(query, words, rng)
+            for query, words, is_own in zip(queries, kept, plain, strict=True)
+        ]
 
     def key_text(self, edit: Edit) -> str:
         return edit.text if self.key_reads_target else edit.prompt

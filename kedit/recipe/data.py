@@ -13,6 +13,7 @@ from kedit.editing.sources import DataError, QuestionSource
 from kedit.recipe.batch import Composer, RecipeBatch
 from kedit.recipe.finetune import Tuning
 from kedit.recipe.negatives import Negatives
+from kedit.recipe.rewording import Rewording, words_to_put_in
 from kedit.running.batches import Batches
 from kedit.running.data import ResumableData
 from kedit.running.order import batch_count, batch_items, epoch_order
@@ -85,10 +86,10 @@ class RecipeData(ResumableData):
         unrelated: texts that no edit concerns, to learn from.
         calibration: others, by which the margin is set.
         far: others again, on which false activations are counted in the test.
-        filler: further edits, which fill the repository up for that count.
         batch_edits: edits of a step over all devices.
         negatives: further edits of a step, read without gradient, on each device.
         unrelated_queries: unrelated texts of a step, on each device.
+        reworded: share of queries into which words are put, or in which some are exchanged, in training.
         longest: most tokens that the encoder reads.
         evaluation: what is judged.
         num_workers: processes that prepare batches.
@@ -103,10 +104,10 @@ class RecipeData(ResumableData):
         unrelated: list[QuestionSource] | None = None,
         calibration: list[QuestionSource] | None = None,
         far: list[QuestionSource] | None = None,
-        filler: EditSource | None = None,
         batch_edits: int = 32,
         negatives: int = 192,
         unrelated_queries: int = 32,
+        reworded: float = 0.5,
         longest: int = 512,
         evaluation: Evaluation | None = None,
         num_workers: int = 0,
@@ -121,9 +122,10 @@ class RecipeData(ResumableData):
                 raise ValueError(f"data.{name} is {value}, wanted at least {least}")
         self.train_source, self.edits_source, self.validation_source = train, edits, validation
         self.unrelated, self.calibration, self.far = unrelated or [], calibration or [], far or []
-        self.filler = filler
         self.batch_edits, self.negatives, self.unrelated_queries = batch_edits, negatives, unrelated_queries
-        self.longest = longest
+        self.reworded, self.longest = reworded, longest
+        if not 0 <= reworded <= 1:
+            raise ValueError(f"data.reworded is {reworded}, wanted a share of queries between 0 and 1")
         self.evaluation = evaluation or Evaluation()
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
@@ -164,6 +166,7 @@ class RecipeData(ResumableData):
             self.pool, self.module.text_encoder(self.longest), self.module.asking, self.module.key_reads_target,
             questions(self.unrelated), self.negatives, self.unrelated_queries, self.module.reads_locality,
             Negatives(self.pool),
+            Rewording(words_to_put_in(self.module.tokenizer, self.pool) if self.reworded else [], self.reworded),
         )  # fmt: skip
 
     def stream(self) -> list[Edit]:

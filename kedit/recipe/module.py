@@ -54,7 +54,7 @@ class RecipeModule(EditingModule):
         sentinel_tokens: of which the paper's sentinel is made.
         margin: by which own key, sentinel and other keys are to be apart.
         hinge: the paper's: what is likelier than the runner-up by this factor trains nothing.
-        weights: of the terms.
+        weights: how much each term of the loss counts.
         trunk_share: the trunk's part of the learning rate: less than 1 where the trunk is pretrained.
         bos: put the tokenizer's BOS before each text although it does not so itself: for models that were trained so.
         optimizer: the optimiser, as class_path and init_args.

@@ -72,7 +72,8 @@ class Negatives:
             candidates,
             key=lambda number: (
                 self._fact[number] not in but,
-                sum(self._rarity[word] for word in self._words[number] & wanted),
+                # exact in any order: that of a set differs from process to process, and draws must not
+                math.fsum(self._rarity[word] for word in self._words[number] & wanted),
             ),
         )
 

@@ -21,7 +21,7 @@ from kedit.recipe.prefix import PrefixedModel
 
 @dataclass
 class Weights:
-    """What the terms weigh.
+    """How much each term of the loss counts.
 
     Args:
         finding: own key against other keys, and the sentinel against both.

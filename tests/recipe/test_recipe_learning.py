@@ -19,6 +19,7 @@ from kedit.recipe.negatives import Negatives, fact_of
 from kedit.recipe.networks import SlotNetworks
 from kedit.recipe.objective import SlotObjective, Weights
 from kedit.recipe.prefix import PrefixedModel
+from kedit.recipe.rewording import Rewording, words_to_put_in
 from kedit.recipe.texts import TextEncoder
 
 TRUNK = {"model_type": "roberta", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -129,7 +130,8 @@ def composer(texts, tokenizer, **options):
     pool = edits()
     given = {"pool": pool, "texts": texts, "asking": Asking(tokenizer), "key_reads_target": False,
              "unrelated": ["Rain fell for a week.", "The bridge of the north."], "negatives": 3,
-             "unrelated_queries": 2, "locality_rows": False, "draw": Negatives(pool)}  # fmt: skip
+             "unrelated_queries": 2, "locality_rows": False, "draw": Negatives(pool),
+             "reword": Rewording([], 0.0)}  # fmt: skip
     return Composer(**given | options)
 
 
@@ -152,6 +154,27 @@ def test_what_says_the_same_is_no_negative(texts, tokenizer):
     batch = composer(texts, tokenizer, pool=pool, draw=Negatives(pool)).compose([0, 6], np.random.default_rng(0))
     assert batch.ignore_QK[0, :2].tolist() == [True, True]
     assert batch.ignore_QK[batch.kind_Q == Kind.UNRELATED].sum() == 0
+
+
+def test_rewording_keeps_what_the_prompt_has():
+    rng, words = np.random.default_rng(0), ["month", "salary"]
+    text = "The cradle of Maro Tellin was in"
+    kept = {"maro", "tellin", "was"}
+    said = [Rewording(words, 1.0)(text, kept, rng) for _ in range(200)]
+    assert all("Maro Tellin was" in one for one in said)
+    assert any("cradle" not in one for one in said)
+    assert any(len(one.split()) > 8 for one in said)
+    assert {word for one in said for word in one.split()} <= {*text.split(), *words}
+    assert Rewording(words, 0.0)("The cradle", set(), rng) == "The cradle"
+    same = [Rewording(words, 0.5)("The cradle of", set(), np.random.default_rng(3)) for _ in range(2)]
+    assert same[0] == same[1]
+
+
+def test_no_name_is_put_in(tokenizer):
+    pool = [edit for edit in edits() for _ in range(200)] + [Edit("n", "Velmar stands in", "x")]
+    words = words_to_put_in(tokenizer, pool)
+    assert words
+    assert "Velmar" not in words
 
 
 # losses ---------------------------------------------------------------------------------------------------------------
