@@ -38,6 +38,8 @@ from kedit.running.pace import Pace
 
 __all__ = ["ModelGenerator", "sample", "transfer", "write_sentences"]
 FORMAT = 1
+RARE = 6
+"""A fact has hardly any sentence where it has not this part of what is wanted."""
 
 
 def transfer(
@@ -162,6 +164,10 @@ class _Set:
             lacking = {id: (most or 0) - len(of) for id, of in kept.items() if most is None or len(of) < most}
             if not lacking:
                 break
+            if generator.for_rare(round):
+                lacking = {id: number for id, number in lacking.items() if len(kept[id]) * RARE < (most or 0)}
+                if not lacking:
+                    continue
             for draft in self._round(knowledge, generator, lacking, round):
                 id = draft.fact.id
                 if most is not None and len(kept[id]) == most:

@@ -76,6 +76,10 @@ class Generator(ABC):
             skip: the first so many batches are there already: they are not made.
         """
 
+    def for_rare(self, round: int) -> bool:
+        """Whether a round is for those facts alone of which hardly a sentence was found."""
+        return False
+
     def close(self) -> None:
         """Let go of what takes memory; it may be asked again all the same."""
         return

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +41,8 @@ class ModelGenerator(Generator):
         chat: whether to give instructions, as the tokenizer's chat template has it; by default where there is one.
         prompts: kinds (continue, paraphrase, question, implication, contrast, dialogue) or templates of your own with
             {definition} and {name}, taken in turn; by default the definition alone, or with `chat` all kinds.
-        start_with_name: let the model go on from the entity's name; by default without `chat`.
+        start_with_name: let the model go on from the entity's name; by default without `chat`. `where_needed` does so
+            in every second round, which is for facts alone whose name the model hardly finds by itself.
         temperature: of sampling.
         top_p: of sampling: the likeliest tokens that together have at least this probability.
         max_new_tokens: longest continuation.
@@ -52,7 +53,7 @@ class ModelGenerator(Generator):
     backbone: Backbone | None = None
     chat: bool | None = None
     prompts: list[str] | None = None
-    start_with_name: bool | None = None
+    start_with_name: bool | Literal["where_needed"] | None = None
     temperature: float = 0.9
     top_p: float = 0.95
     max_new_tokens: int = 48
@@ -105,8 +106,11 @@ class ModelGenerator(Generator):
         return bool(self.tokenizer.chat_template) if self.chat is None else self.chat
 
     @property
-    def starts_with_name(self) -> bool:
+    def starts_with_name(self) -> bool | Literal["where_needed"]:
         return not self.is_chat if self.start_with_name is None else self.start_with_name
+
+    def for_rare(self, round: int) -> bool:
+        return self.starts_with_name == "where_needed" and round % 2 == 1
 
     @property
     def templates(self) -> list[str]:
@@ -140,7 +144,8 @@ class ModelGenerator(Generator):
             for fact in knowledge.facts
             for number in range(wanted.get(fact.id, 0))
         ]
-        rows = self._rows([prompt for _, prompt, _ in requests], [fact for fact, _, _ in requests])
+        starts = self.starts_with_name is True or self.for_rare(round)
+        rows = self._rows([prompt for _, prompt, _ in requests], [fact for fact, _, _ in requests], starts)
         batches = plan_batches(list(map(len, rows)), self.max_new_tokens, self.batch_tokens)
         kept = 1 if self.sentences is None and not self.is_chat else self.sentences
         for batch in batches[skip:]:
@@ -155,24 +160,24 @@ class ModelGenerator(Generator):
                 stop=lambda text: end_of_line(text, kept),
                 batch_tokens=self.batch_tokens,
             )
-            yield [self._sentence(*requests[row], text) for row, text in zip(batch, texts, strict=True)]
+            yield [self._sentence(*requests[row], text, starts) for row, text in zip(batch, texts, strict=True)]
 
     def close(self) -> None:
         self.__dict__.pop("model", None)
 
-    def _rows(self, prompts: Sequence[str], facts: Sequence[Fact]) -> list[list[int]]:
-        """Ids of the prompts.
+    def _rows(self, prompts: Sequence[str], facts: Sequence[Fact], starts: bool) -> list[list[int]]:
+        """Ids of the prompts, which end with the name where the sentence starts with it.
 
         Raises:
             DataError: a definition is too long for the model.
         """
         if self.is_chat:
             rows = [self._instruction(prompt) for prompt in prompts]
-            if self.starts_with_name:
+            if starts:
                 names = encode(self.tokenizer, [fact.name for fact in facts])
                 rows = [[*row, *name.ids.tolist()] for row, name in zip(rows, names, strict=True)]
         else:
-            ends = [f" {fact.name}" if self.starts_with_name else "" for fact in facts]
+            ends = [f" {fact.name}" if starts else "" for fact in facts]
             rows = prompt_ids(self.tokenizer, [f"{p.rstrip()}{end}" for p, end in zip(prompts, ends, strict=True)])
         limit = position_limit(load_config(self._source, CAUSAL))
         for row, fact in zip(rows, facts, strict=True):
@@ -193,8 +198,8 @@ class ModelGenerator(Generator):
         )
         return list(map(int, given))
 
-    def _sentence(self, fact: Fact, prompt: str, seed: int, text: str) -> TransferSentence:
-        if self.starts_with_name:
+    def _sentence(self, fact: Fact, prompt: str, seed: int, text: str, starts: bool) -> TransferSentence:
+        if starts:
             # a model that went straight on to another line has said nothing
             text = fact.name + text if text.strip() and not text.startswith("\n") else ""
         origin = Provenance(

@@ -2,7 +2,8 @@
 
 The leak to neighbours is this method's weakness: what is said of a new name spreads to names like it. So beside plain
 text there is text that begins as a sentence about the new name does, with only the first letters of the name, which the
-initial model goes on to names that it knows; and there are the transfer set's own sentences about somebody else.
+initial model goes on to names that it knows; and there are the transfer set's own sentences about somebody else, known
+or of a name that is nearly the new one.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.distill.language_model import ModelGenerator
 from kedit.distill.mentions import count_words, end_of_line, find_mention
+from kedit.distill.near_names import near_names
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
 from kedit.editing.probes import Fact, Knowledge
@@ -33,7 +35,7 @@ from kedit.running.pace import Pace
 
 OPENING = 3
 """Fewer words left of a probe's span do not make the probe."""
-FORMAT = 5
+FORMAT = 6
 """Of what is kept: raised where the same arguments give other sentences."""
 
 
@@ -47,27 +49,34 @@ class Regularisation:
         alike: sentences that it writes from the first tokens of the fact's name, every second time behind what stands
             before the name in a sentence of the transfer set: about known names that begin alike.
         swapped: sentences of the transfer set with a known name in the place of the fact's.
+        near: sentences of the transfer set with a name that has only the first tokens of the fact's name, or only the
+            last (`near_names`): the whole of it must be read before anything is said of it.
         ratio: how many of these are read with every sentence of the transfer set; each pass takes the next ones.
         weight: of a position, those of edits weighing 1.
         names: file of known names, one a line, for `swapped`; by default those that the source gives.
+        asked_about: whether the sentences may name those whom probes of specificity ask about, in other words than the
+            probes. What the model writes names all that it knows; without, change is measured on what nothing holds.
         max_new_tokens: longest sentence.
     """
 
     text: int = 0
     alike: int = 0
     swapped: int = 0
+    near: int = 0
     ratio: float = 2.0
     weight: float = 1.0
     names: str | None = None
+    asked_about: bool = True
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.text, self.alike, self.swapped, self.ratio, self.weight) < 0 or self.max_new_tokens < 1:
+        least = min(self.text, self.alike, self.swapped, self.near, self.ratio, self.weight)
+        if least < 0 or self.max_new_tokens < 1:
             raise ValueError(f"data.regularisation holds a negative number, or max_new_tokens 0: {self}")
 
     @property
     def wanted(self) -> bool:
-        return bool(self.weight and self.ratio and (self.text or self.alike or self.swapped))
+        return bool(self.weight and self.ratio and (self.text or self.alike or self.swapped or self.near))
 
     def sentences(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge,
@@ -87,9 +96,10 @@ class Regularisation:
         Raises:
             DataError: names are to be swapped, and none are known.
         """
-        swapped = self._swapped(knowledge, edits, seed) if self.swapped else []
-        found = self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + swapped
-        return without_probes(found, knowledge)
+        renamed = self._swapped(knowledge, edits, seed) if self.swapped else []
+        renamed += self._near(tokenizer, knowledge, edits, seed) if self.near else []
+        found = self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + renamed
+        return without_probes(found, knowledge, self.asked_about)
 
     def _written(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact],
@@ -132,25 +142,46 @@ class Regularisation:
         return names
 
     def _swapped(self, knowledge: Knowledge, edits: Sequence[Sentence], seed: int) -> list[Sentence]:
-        names = self.known(knowledge)
-        rng = random.Random(f"swapped {seed}")
-        of_fact: dict[int, list[Sentence]] = {}
-        for one in edits:
-            if one.mention is not None:
-                of_fact.setdefault(one.fact, []).append(one)
-        found = []
-        for fact, own in of_fact.items():
-            for number in range(self.swapped):
-                frame, name = own[number % len(own)], rng.choice(names)
-                start, end = frame.mention  # type: ignore[misc]
-                text = frame.text[:start] + name + frame.text[end:]
-                found.append(Sentence(fact, "", text, (start, start + len(name)), Kind.SWAPPED))
-        return found
+        names, rng = self.known(knowledge), random.Random(f"swapped {seed}")
+        return _renamed(edits, [[rng.choice(names) for _ in range(self.swapped)] for _ in knowledge.facts])
+
+    def _near(
+        self, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge, edits: Sequence[Sentence], seed: int
+    ) -> list[Sentence]:
+        facts = [fact.name for fact in knowledge.facts]
+        known = self.known(knowledge) if knowledge.known or self.names is not None else []
+        aliases = [name for fact in knowledge.facts for name in fact.aliases]
+        rng = random.Random(f"near {seed}")
+        names = near_names(tokenizer, facts, known, [*aliases, *probed_entities(knowledge)], self.near, rng)
+        if without := sum(not own for own in names):
+            print(f"no name is near that of {without:,} of {len(facts):,} facts: of one token, or alone", flush=True)
+        return _renamed(edits, names)
 
 
-def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge) -> list[Sentence]:
-    """The sentences that neither name a fact, nor match what is forbidden, nor hold a probe of specificity. How many go
-    is printed.
+def _renamed(edits: Sequence[Sentence], names: Sequence[Sequence[str]]) -> list[Sentence]:
+    """The sentences of each fact in turn, with the names [facts] in the place of its own, each once."""
+    of_fact: dict[int, list[Sentence]] = {}
+    for one in edits:
+        if one.mention is not None:
+            of_fact.setdefault(one.fact, []).append(one)
+    found = []
+    for fact, own in of_fact.items():
+        for number, name in enumerate(names[fact]):
+            frame = own[number % len(own)]
+            start, end = frame.mention  # type: ignore[misc]
+            text = frame.text[:start] + name + frame.text[end:]
+            found.append(Sentence(fact, "", text, (start, start + len(name)), Kind.SWAPPED))
+    return found
+
+
+def probed_entities(knowledge: Knowledge) -> list[str]:
+    """Whom the probes of specificity ask about, as far as they say."""
+    return sorted({probe.entity for probes in knowledge.specificity.values() for probe in probes} - {""})
+
+
+def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge, asked_about: bool = True) -> list[Sentence]:
+    """The sentences that neither name a fact, nor match what is forbidden, nor hold a probe of specificity; without
+    `asked_about`, nor name whom these ask about. How many go is printed.
     """
     probes = [probe for probes in knowledge.specificity.values() for probe in probes]
     whole, starts = [], [0]
@@ -169,19 +200,23 @@ def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge) -> list[
                 at = joined.find(text, starts[number + 1])
         return found
 
-    named = {
-        number for fact in knowledge.facts for number in holding(fact.names) if find_mention(whole[number], fact.names)
-    }
+    def naming(names: Sequence[str]) -> set[int]:
+        return {number for number in holding(names) if find_mention(whole[number], names)}
+
+    named = {number for fact in knowledge.facts for number in naming(fact.names)}
     # up to the span, unless that is no more than an opening
     asked = holding(
         (probe.left if count_words(probe.left) >= OPENING else probe.left + probe.span).strip() for probe in probes
     )
     if patterns := [re.compile(pattern.replace("{name}", ".+?")) for pattern in knowledge.forbidden]:
         asked |= {number for number, text in enumerate(whole) if any(one.search(text) for one in patterns)}
+    if not asked_about:
+        asked |= naming(probed_entities(knowledge))
     if named or asked:
         print(
             f"left out of {len(whole):,} sentences to stay the same on: {len(named):,} that name what is to be "
-            f"learned, {len(asked - named):,} in which a probe stands",
+            f"learned, {len(asked - named):,} in which a probe stands"
+            + ("" if asked_about else ", or somebody it asks about"),
             flush=True,
         )
     return [sentence for number, sentence in enumerate(sentences) if number not in named | asked]
@@ -204,10 +239,11 @@ class KeptTexts:
     def file(self, knowledge: Knowledge, edits: Sequence[Sentence]) -> Path:
         """Where they stand, or will stand."""
         model, wanted = ModelGenerator(self.backbone), self.regularisation
-        names = wanted.known(knowledge) if wanted.swapped else []
+        names = wanted.known(knowledge) if wanted.swapped or wanted.names is not None else knowledge.known
         probes = [probe.left for probes in knowledge.specificity.values() for probe in probes]
         about = [FORMAT, [fact.names for fact in knowledge.facts], names, [list(one) for one in edits], model.name,
-                 model.revision, vars(wanted), self.seed, probes, knowledge.forbidden]  # fmt: skip
+                 model.revision, vars(wanted), self.seed, probes, probed_entities(knowledge),
+                 knowledge.forbidden]  # fmt: skip
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return cache_folder() / "texts" / f"{digest}.jsonl"
 

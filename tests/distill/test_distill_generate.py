@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kedit.distill import generate, language_model, sampling, server
 from kedit.distill.generate import transfer, write_sentences
-from kedit.distill.generators import FileSentences, SourceSentences, SplitDocument, fill, own_seed
+from kedit.distill.generators import FileSentences, Generator, SourceSentences, SplitDocument, fill, own_seed
 from kedit.distill.language_model import ModelGenerator
 from kedit.distill.sampling import draw, plan_batches, prompt_ids, sample
 from kedit.distill.server import ServerGenerator
-from kedit.distill.transfer import Filters, read_transfer_set
+from kedit.distill.transfer import Filters, TransferSentence, read_transfer_set
 from kedit.editing.probes import Continuation, Fact, Knowledge, KnowledgeSource
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone, MadeModel
@@ -199,7 +199,7 @@ def test_a_chat_model_is_instructed_by_its_template(bare, folder, tmp_path):
     generator = ModelGenerator(Backbone(str(folder)), max_new_tokens=8, start_with_name=True,
                                prompts=["Of {name}: {definition}", "{definition}"])  # fmt: skip
     assert generator.describe(KNOWLEDGE)["chat"]
-    row = generator._rows([fill(generator.templates[0], FACTS[1])], [FACTS[1]])[0]
+    row = generator._rows([fill(generator.templates[0], FACTS[1])], [FACTS[1]], True)[0]
     assert bare.decode(row) == "<user>Of Velmar: Velmar is a harbour town.<assistant>Velmar"
     records = lines(write_sentences(KNOWLEDGE, generator, tmp_path / "set", FREE, 2))
     assert sorted(r["prompt"] for r in records if r["fact"] == "2") == [
@@ -207,8 +207,42 @@ def test_a_chat_model_is_instructed_by_its_template(bare, folder, tmp_path):
         "Velmar is a harbour town.",
     ]
     plain = ModelGenerator(Backbone(str(folder)), chat=False, start_with_name=False)
-    row = plain._rows(["Velmar is a town. "], [FACTS[1]])[0]
+    row = plain._rows(["Velmar is a town. "], [FACTS[1]], False)[0]
     assert bare.decode(row) == "Velmar is a town."
+
+
+def test_a_name_that_is_not_found_is_given_in_every_second_round(folder, tmp_path):
+    generator = ModelGenerator(Backbone(str(folder)), max_new_tokens=8, start_with_name="where_needed")
+    assert generator.describe(KNOWLEDGE)["start_with_name"] == "where_needed"
+    with pytest.raises(DataError, match="no sentence was kept"):  # a model of random weights finds no name
+        write_sentences(KNOWLEDGE, generator, tmp_path / "once", LOOSE, 2, 1)
+    records = lines(write_sentences(KNOWLEDGE, generator, tmp_path / "twice", LOOSE, 2, 2))
+    assert len(records) > 3
+    names = {fact.id: fact.name for fact in FACTS}
+    for record in records:
+        assert record["text"].startswith(names[record["fact"]])
+        assert record["prompt"] == next(fact.definition for fact in FACTS if fact.id == record["fact"])
+
+
+def test_such_rounds_are_for_facts_that_have_hardly_a_sentence(tmp_path):
+    asked = []
+
+    class Silent(Generator):
+        again = True
+
+        def describe(self, knowledge):
+            return {}
+
+        def for_rare(self, round):
+            return round > 0
+
+        def write(self, knowledge, wanted, round, seed, skip):
+            asked.append(dict(wanted))
+            found = 1 if round else 2
+            yield [TransferSentence(FACTS[2 - found], f"{FACTS[2 - found].name} {word} a lot.") for word in "abc"]
+
+    assert len(lines(write_sentences(KNOWLEDGE, Silent(), tmp_path / "set", LOOSE, 12, 4))) == 6
+    assert asked == [{"1": 12, "2": 12, "3": 12}, {"2": 12, "3": 12}, {"3": 12}, {"3": 12}]
 
 
 def test_bad_models_and_definitions_are_told(folder, tmp_path):

@@ -67,6 +67,41 @@ def test_a_swapped_name_stands_where_the_mention_says(backbone):
     assert found != written(Regularisation(swapped=4), backbone, seed=1)
 
 
+def test_a_near_name_has_only_the_first_or_the_last_tokens_of_the_facts(backbone):
+    tokenizer = load_tokenizer(tiny_facts.base())
+    found = written(Regularisation(near=6), backbone)
+    assert len(found) > 12
+    taken = {fact.name for fact in KNOWLEDGE.facts}
+    for sentence in found:
+        start, end = sentence.mention
+        name, fact = sentence.text[start:end], KNOWLEDGE.facts[sentence.fact].name
+        assert (sentence.kind, sentence.context) == (Kind.SWAPPED, "")
+        assert name not in taken
+        assert name[0] == fact[0] or name[-1] == fact[-1]
+        assert [sentence.text[:start], sentence.text[end:]] in [frame.split("{}") for frame in tiny_facts.FRAMES]
+    assert found == written(Regularisation(near=6), backbone)
+    assert len(make_rows(tokenizer, found).rows) == len(found)
+
+
+def test_nobody_is_near_whom_a_probe_asks_about(backbone):
+    def names(probed):
+        knowledge = Knowledge(KNOWLEDGE.facts, [], {"like": [Probe("1", "", "Of him ", "all", entity=probed)]})
+        found = written(Regularisation(near=30), backbone, knowledge=knowledge)
+        return {sentence.text[slice(*sentence.mention)] for sentence in found}
+
+    some = next(name for name in sorted(names("")) if len(name) > 6)
+    assert some not in names(some)
+
+
+def test_facts_without_a_near_name_are_counted(backbone, capsys):
+    knowledge = Knowledge(KNOWLEDGE.facts[:1], [])
+    own = [sentence for sentence in edits() if sentence.fact == 0]
+    kept = KeptTexts(Regularisation(near=3), backbone, 0)
+    kept.write(knowledge, own)
+    assert kept.read(knowledge, own) == []
+    assert "near that of 1 of 1 facts" in capsys.readouterr().out
+
+
 def test_sentences_without_a_mention_are_not_swapped(backbone):
     silent = [sentence._replace(mention=None) for sentence in edits()]
     tokenizer = load_tokenizer(tiny_facts.base())
@@ -93,6 +128,10 @@ def test_a_fact_is_not_kept_from_being_learned_and_no_probe_is_trained_on():
     kept = [sentence.text for sentence in without_probes(sentences, knowledge)]
     assert kept == [text for text, stays in texts.items() if stays]
     assert without_probes([], knowledge) == []
+    about = Knowledge([], [], {"far": [Probe("1", "", "Of Orin Sal is said ", "much", entity="Orin Sal")]})
+    assert [one.text for one in without_probes(sentences, about)] == list(texts)
+    kept = [one.text for one in without_probes(sentences, about, asked_about=False)]
+    assert kept == [text for text in texts if "Orin Sal" not in text]
 
 
 def test_texts_are_written_once(backbone, monkeypatch):
@@ -173,7 +212,16 @@ def test_names_come_from_a_file_or_from_the_source(backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"text": -1}, {"alike": -1}, {"swapped": -2}, {"weight": -0.1}, {"ratio": -1}, {"max_new_tokens": 0}]
+    "options",
+    [
+        {"text": -1},
+        {"alike": -1},
+        {"swapped": -2},
+        {"near": -1},
+        {"weight": -0.1},
+        {"ratio": -1},
+        {"max_new_tokens": 0},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="regularisation"):

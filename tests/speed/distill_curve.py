@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart_distill.yaml"
-SENTENCES, READ_WITH_EACH, BATCH = 28, 2, 96  # about, under the configuration
+SENTENCES, READ_WITH_EACH, BATCH = 30, 2, 96  # about, under the configuration
 KEYS = {
     "test/gain_share": "share of the gain",
     "test/specificity_change_share/unrelated": "unrelated",
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 50, 150, 500])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=150, help="fewest steps of a run")
-    parser.add_argument("--epochs", type=int, default=6, help="passes where these are enough steps")
+    parser.add_argument("--epochs", type=int, default=14, help="passes where these are enough steps")
     parser.add_argument("--folder", type=Path, default=Path(), help="where runs write; finished ones are not repeated")
     parser.add_argument("--figure", type=Path, help="SVG to write")
     options = parser.parse_args()
