@@ -109,12 +109,15 @@ def ask(
     """
     asked = list(questions or [])
     if file is not None:
-        asked += existing_file(file, "file").read_text(encoding="utf-8-sig").splitlines()
+        asked += _lines(file)
     asked = [question.strip() for question in asked if question.strip()]
     if not asked:
         raise DataError('no question: give "QUESTION", several of them, or --file FILE with one a line')
     # beside somebody who edits, where there are edits
-    beside = (edits_folder(find_trained(run), repository) / DATABASE).is_file()
+    folder = edits_folder(find_trained(run), repository)
+    beside = (folder / DATABASE).is_file()
+    if repository is not None and not folder.exists():
+        raise DataError(f"--repository {repository}: no such folder: `edit` makes it with the first edit")
     with (
         with_remedy(run, repository),
         RecipeEditor.from_run(run, repository, rate, device, None, base, dtype, beside, faiss) as editor,
@@ -124,6 +127,13 @@ def ask(
                 print_json(_answered(answer) | {"rate": rate})
             else:
                 print(_shown(answer, rate))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return existing_file(file, "file").read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error.reason}, byte {error.start + 1}): save it as UTF-8") from error
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class Evaluation:
         rivals: what goes through the same stream for comparison: text_prefix (the same retriever, but the edit's text
             is put before the prompt), finetune, finetune_layer (the last layer), finetune_bound (no weight moves
             further than 1e-3 for an edit), lora.
-        rival_edits: how far into the stream the rivals that learn by gradients go.
+        rival_edits: edits of the stream by which rivals are judged, drawn from all; those that learn by gradients go
+            no further into it.
         tuning: how they learn.
         perplexity: plain text on which the model is judged before and after.
     """
@@ -107,7 +108,7 @@ class RecipeData(ResumableData):
         batch_edits: int = 32,
         negatives: int = 192,
         unrelated_queries: int = 32,
-        reworded: float = 0.5,
+        reworded: float = 0.0,
         longest: int = 512,
         evaluation: Evaluation | None = None,
         num_workers: int = 0,

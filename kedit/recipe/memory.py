@@ -138,7 +138,7 @@ class Memory:
         """
         began, edits = time.perf_counter(), list(edits)
         check_edits(edits)
-        self._check_lengths(edits)
+        self.check_lengths(edits)
         stored: list[StoredEdit] = []
         counts = np.zeros(3, dtype=np.int64)
         for start in range(0, len(edits), batch or len(edits) or 1):
@@ -175,7 +175,12 @@ class Memory:
         if len(self.repository):
             self.repository.roll_back(0)
 
-    def _check_lengths(self, edits: Sequence[Edit]) -> None:
+    def check_lengths(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits that the language model could not read whole.
+
+        Raises:
+            DataError: there is one.
+        """
         if self.context is None:
             return
         # no tokenizer makes more tokens of a text than it has bytes

@@ -225,6 +225,8 @@ class StoredEdits:
         The file is there whole or not at all.
         """
         path = Path(path)
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: name a file in it")
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         query = f"SELECT {COLUMNS} FROM edit WHERE {STANDS if at is None else STOOD} ORDER BY number"
         count = 0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kedit.editing.edits import Edit
+from kedit.editing.edits import Edit, check_keys
 from kedit.editing.records import existing_file, fields, read_json_lines
 from kedit.editing.sources import DataError
 from kedit.recipe.reading import Page, StoredEdits, stamp_of
@@ -56,6 +56,8 @@ FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR
 
 Encode = Callable[[Sequence[Edit]], Any]
 """Edits to their keys [N, D]: an array, or a tensor on the CPU."""
+Check = Callable[[Sequence[Edit]], object]
+"""Refuses edits."""
 
 
 class Counts(NamedTuple):
@@ -145,6 +147,8 @@ class Repository(StoredEdits):
                     f"another process writes to {self.folder}: wait until it has ended, or open with read_only=True"
                 ) from error
         if not self._rows("SELECT name FROM sqlite_master WHERE name = 'meta'"):  # new, or its making was cut short
+            if any(self.folder.glob("keys-*.bin")):  # which are made later
+                raise RepositoryError(f"{path} is empty beside its keys: restore it from a backup or an export")
             if not create:
                 raise RepositoryError(f"no repository in {self.folder}: {path} is empty")
             self._make(encoder, key_width, dtype)
@@ -292,7 +296,7 @@ class Repository(StoredEdits):
             self._log("roll back", f"to {number}", added, ended)
             return self.log(limit=1)[0]
 
-    def import_jsonl(self, path: str | Path, encode: Encode, batch: int = 1000) -> Counts:
+    def import_jsonl(self, path: str | Path, encode: Encode, batch: int = 1000, check: Check | None = None) -> Counts:
         """Add the edits of an exported file, with their ids, times and sources; all lines are checked first.
 
         A call that was broken off can be repeated: what stands already is passed over.
@@ -301,13 +305,15 @@ class Repository(StoredEdits):
             path: lines with prompt and target, and where they have them id, subject, relation, created and source.
             encode: makes their keys.
             batch: edits that are encoded and written at once.
+            check: refuses further edits, by an exception; it sees all before the first is added.
 
         Raises:
             DataError: a line is bad; file, line and field are named.
         """
         path = existing_file(path, "path")
-        for _ in _lines(path):
-            pass
+        for edit, _, _ in _lines(path):
+            if check is not None:
+                check([edit])
         lines = _lines(path)
         counts = Counts(0, 0, 0)
         while part := list(islice(lines, batch)):
@@ -440,6 +446,7 @@ def _lines(path: Path) -> Iterator[tuple[Edit, str, str]]:
     """(edit, created, source) of each line."""
     for where, record in read_json_lines(path):
         fields(record, where, prompt=str, target=str)
+        check_keys(record, where, (*TEXTS, "probes"))  # which a repository does not keep
         given = {"created": _now(), "source": where, **{k: v for k, v in record.items() if k in TEXTS}}
         fields(given, where, **dict.fromkeys(given, str))
         edit = Edit(given.get("id", ""), given["prompt"], given["target"], given.get("subject", ""),

@@ -127,7 +127,7 @@ def import_edits(
         json: print a JSON object.
     """
     with with_remedy(run, repository), open_memory(run, repository, device=device, base=base).memory as memory:
-        counts = memory.repository.import_jsonl(file, memory.keys)
+        counts = memory.repository.import_jsonl(file, memory.keys, check=memory.check_lengths)
     _tell(counts._asdict(), became(counts.written, counts.replaced, counts.known), json)
 
 

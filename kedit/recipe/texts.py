@@ -95,5 +95,6 @@ def _places(own: Encoded, other: Encoded) -> np.ndarray:
     """For each token of `other` the token of `own` in which it begins: int64 [M]."""
     if not len(own.ids):
         return np.zeros(len(other.ids), dtype=np.int64)
-    found = np.searchsorted(own.offsets[:, 0], other.offsets[:, 0], side="right") - 1
-    return np.clip(found, 0, len(own.ids) - 1).astype(np.int64)
+    # by where tokens end: some tokenizers count the space before a word to its token, others to none
+    found = np.searchsorted(own.offsets[:, 1], other.offsets[:, 0], side="right")
+    return np.minimum(found, len(own.ids) - 1).astype(np.int64)

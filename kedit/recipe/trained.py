@@ -111,7 +111,7 @@ def build_networks(trained: Trained, trunk: PreTrainedModel, width: int | None =
     sizes = {"key_width" if name == "knowledge_width" else name: size for name, size in trained.sizes.items()}
     try:
         return kind(trunk, trained.width if width is None else width, **sizes)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"sizes {trained.sizes} are none of {kind.__name__}: {error}") from error
 
 
@@ -217,15 +217,14 @@ def load_networks(
         base: hub id or folder of the language model, where it is no longer what the run was given.
 
     Raises:
-        DataError: there is no such run, it is damaged, its weights do not fit or are not finite, or the language
-            model's tokenizer is another one.
+        DataError: there is no such run, it is damaged, its weights do not fit or are not finite, the language
+            model's tokenizer is another one, or there is no such device.
         OSError: the language model's tokenizer cannot be had.
     """
     place = run if isinstance(run, Place) else find_trained(run)
-    trained = read_trained(place.memory)
+    trained, device = read_trained(place.memory), _existing(device or "cpu")
     with torch.device("cpu"):
-        trunk = AutoModel.from_config(AutoConfig.from_pretrained(place.memory / TRUNK, local_files_only=True))
-        networks = build_networks(trained, trunk)
+        networks = build_networks(trained, _trunk(place.memory / TRUNK))
     _fill(networks, _weights(place.weights), place.weights)
     model_tokenizer = load_tokenizer(base or trained.base, None if base else trained.revision)
     if trained.tokenizer and fingerprint(model_tokenizer) != trained.tokenizer:
@@ -234,7 +233,7 @@ def load_networks(
             f"for ({trained.base}): give that one as --base"
         )
     texts = TextEncoder(load_tokenizer(place.memory / TRUNK), model_tokenizer, trained.longest)
-    return networks.eval().requires_grad_(False).to(device or "cpu"), texts, trained
+    return networks.eval().requires_grad_(False).to(device), texts, trained
 
 
 def encoder_hash(state: Mapping[str, Tensor]) -> str:
@@ -245,6 +244,23 @@ def encoder_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _existing(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built for CPUs alone
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device {device}: cannot be used here ({reason}): give cpu, or leave it out") from error
+
+
+def _trunk(folder: Path) -> PreTrainedModel:
+    """The encoder of a description, with weights drawn at random."""
+    try:
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError, TypeError) as error:
+        reason = f"is damaged ({str(error).splitlines()[0]})" if folder.is_dir() else "is missing"
+        raise DataError(f"{folder} {reason}: take it from the run again") from error
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

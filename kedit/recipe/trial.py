@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
+from kedit.editing.conflicts import normal
 from kedit.editing.edits import Edit
 from kedit.editing.general_ability import TextPerplexity
 from kedit.editing.stream import EditedModel, Stream, run
 from kedit.editing.stream_report import Point, StreamReport
+from kedit.lm.backbones import decoder_layers
 from kedit.recipe.baselines import TextPrefix, fired_texts
 from kedit.recipe.data import Evaluation, RecipeData, questions
 from kedit.recipe.editor import RecipeEditor
@@ -54,16 +57,24 @@ class Trial:
         was_training = networks.training
         networks.eval()
         try:
-            with tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
+            with self._as_used(), tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
                 gate = Gate(*encode_queries(networks, texts, self.data.texts_for_calibration()), self.evaluation.rate)
                 store = Repository.open(
                     folder, encoder=encoder_hash(networks.state_dict()), key_width=networks.key_width
                 )
                 memory = Memory(networks, texts, None, store, gate, context=self.module.trained.context)
-                with RecipeEditor(memory, self.module.language_model) as editor, torch.no_grad():
+                with RecipeEditor(memory, self.module.language_model) as editor:
                     yield editor
         finally:
             networks.train(was_training)
+
+    @contextmanager
+    def _as_used(self) -> Iterator[None]:
+        """Without gradients, and without the mixed precision of training: similarities would be rounded there, by which
+        the gate decides, and in use they are not.
+        """
+        with torch.no_grad(), torch.autocast(self.module.device.type, enabled=False):
+            yield
 
     def validation(self) -> dict[str, float]:
         """Free answers on the held-out stream, stored beside edits of the pool, and their mean, `val/score`."""
@@ -81,21 +92,23 @@ class Trial:
         pool = self.data.pool
         return random.Random(0).sample(pool, min(self.evaluation.validation_stored, len(pool)))
 
-    @torch.no_grad()
     def similarities(self) -> dict[str, Tensor]:
         """For histograms: of other wordings of held-out edits the similarity to their own key, to the best other one,
-        and to the sentinel.
+        and to the sentinel; nothing where there are no other wordings.
         """
         networks, texts = self.module.networks, self.module.text_encoder(self.module.trained.longest)
         held = self.data.validation
         asked = [(place, probe.prompt) for place, edit in enumerate(held) for probe in edit.asked("generality")]
+        if not asked:
+            return {}
         was_training = networks.training
         networks.eval()
-        keys_ND = encode_keys(networks, texts, [*held, *self._stored()])
-        queries_QD, threshold_Q = encode_queries(networks, texts, [prompt for _, prompt in asked])
+        with self._as_used():
+            keys_ND = encode_keys(networks, texts, [*held, *self._stored()])
+            queries_QD, threshold_Q = encode_queries(networks, texts, [prompt for _, prompt in asked])
+            similarity_QN = queries_QD @ keys_ND.T
         networks.train(was_training)
         own_Q1 = torch.tensor([[place] for place, _ in asked], device=keys_ND.device)
-        similarity_QN = queries_QD @ keys_ND.T
         own = similarity_QN.gather(1, own_Q1)[:, 0]
         return {"own": own, "best_other": similarity_QN.scatter(1, own_Q1, -torch.inf).amax(1), "sentinel": threshold_Q}
 
@@ -104,10 +117,12 @@ class Trial:
         evaluation, edits = self.evaluation, self.data.stream()
         perplexity = None if evaluation.perplexity is None else TextPerplexity(evaluation.perplexity)
         far = questions(self.data.far)
+        self._tell_overlap(far)
+        tuned = {name: self._tuned(name) for name in evaluation.rivals if name != "text_prefix"}  # refused at once
 
         def judged(editor: EditedModel, edits: Sequence[Edit], batch: int, retriever: RecipeEditor | None = None,
-                   told: Callable[[Point], None] | None = None) -> StreamReport:  # fmt: skip
-            stream = Stream(batch, evaluation.immediate, evaluation.retained,
+                   told: Callable[[Point], None] | None = None, most: int | None = None) -> StreamReport:  # fmt: skip
+            stream = Stream(batch, evaluation.immediate, evaluation.retained, final=most,
                             max_new_tokens=evaluation.max_new_tokens)  # fmt: skip
             rate = (lambda: false_activations(retriever, far)) if far and retriever is not None else None
             return run(editor, edits, stream, self.module.language_model, rate, perplexity, told=told)
@@ -117,18 +132,18 @@ class Trial:
         results = report.results()
         rivals: dict[str, StreamReport] = {}
         for name in evaluation.rivals:
-            print(f"rival {name}", flush=True)
+            _print(f"rival {name}")
             if name == "text_prefix":
                 with self.editor() as editor:
                     rival = TextPrefix(
                         self.module.language_model, fired_texts(editor.decide), editor, "{edit}. {prompt}"
                     )
-                    rivals[name] = judged(rival, edits, evaluation.batch)
+                    rivals[name] = judged(rival, edits, evaluation.batch, most=evaluation.rival_edits)
             else:
-                with torch.inference_mode(False), torch.enable_grad():  # Lightning tests in inference mode
-                    tuned = self._tuned(name)
-                    rivals[name] = judged(tuned, edits[: evaluation.rival_edits], 1)
-                    tuned.reset()
+                # Lightning tests in inference mode
+                with torch.inference_mode(False), self._as_used(), torch.enable_grad():
+                    rivals[name] = judged(tuned[name], edits[: evaluation.rival_edits], 1)
+                    tuned[name].reset()
             results |= {
                 key.replace("test/", f"test/{name}/", 1): value for key, value in rivals[name].results().items()
             }
@@ -138,8 +153,19 @@ class Trial:
         model, tuning = self.module.language_model, self.evaluation.tuning
         if name == "lora":
             return LoraTune(model, tuning)
-        last = model.model.config.num_hidden_layers - 1 if name == "finetune_layer" else None
+        decoder = model.model.get_decoder() if model.is_seq2seq else model.model
+        last = len(decoder_layers(decoder)) - 1 if name == "finetune_layer" else None
         return FineTune(model, tuning, layer=last, bound=BOUND if name == "finetune_bound" else None)
+
+    def _tell_overlap(self, far: Sequence[str]) -> None:
+        """What false activations are counted on should be new to networks and gate."""
+        judged = set(map(normal, far))
+        for name, sources in (("unrelated", self.data.unrelated), ("calibration", self.data.calibration)):
+            if both := judged & set(map(normal, questions(sources))):
+                rank_zero_info(
+                    f"{len(both):,} of {len(judged):,} texts of data.far are among data.{name}: the rate of false "
+                    "activations that they give is too good"
+                )
 
 
 def false_activations(editor: RecipeEditor, texts: Sequence[str]) -> float:
@@ -147,6 +173,11 @@ def false_activations(editor: RecipeEditor, texts: Sequence[str]) -> float:
     return float(np.mean([decision.fired for decision in editor.decide(texts)]))
 
 
+@rank_zero_only
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 def _say(point: Point) -> None:
     told = ", ".join(f"{name} {point.scores[name]['free']:.3f}" for name in SCORED if name in point.scores)
-    print(f"after {point.edits:,} edits, answered freely: {told}", flush=True)
+    _print(f"after {point.edits:,} edits, answered freely: {told}")
