@@ -149,6 +149,8 @@ def check_edits(edits: Sequence[Edit]) -> EditConflicts:
                 raise DataError(f"{place}: 'group' is {one.group!r}, wanted {_GROUPS}")
             check_text(one.left, place, "prompt")
             check_text(one.span, place, "target", may_be_empty=aspect == "locality")
+            for answer in one.answers:
+                check_text(answer, place, "answers")
     return find_conflicts(edits)
 
 
@@ -189,7 +191,7 @@ def _record(edit: Edit) -> dict[str, Any]:
 
 def _edit(record: Any, where: str) -> Edit:
     fields(record, where, prompt=str, target=str)
-    _check_keys(record, where, (*_TEXTS, "probes", *_PASSED_OVER))
+    check_keys(record, where, (*_TEXTS, "probes", *_PASSED_OVER))
     number = where.rpartition(":")[2]
     given = fields({"id": number, "subject": "", "relation": "", "probes": []} | record, where,
                    id=str, prompt=str, target=str, subject=str, relation=str, probes=list)  # fmt: skip
@@ -199,7 +201,7 @@ def _edit(record: Any, where: str) -> Edit:
     for order, one in enumerate(probes, start=1):
         place = f"{where}, probe {order}"
         fields(one, place, group=str, prompt=str)
-        _check_keys(one, place, ("group", "prompt", "target", "answers"))
+        check_keys(one, place, ("group", "prompt", "target", "answers"))
         group, asked, right, more = fields({"target": "", "answers": []} | one, place,
                                            group=str, prompt=str, target=str, answers=list)  # fmt: skip
         read.append(probe(id, group, asked, right, numbers[group], strings(more, place, "answers"), place))
@@ -207,7 +209,12 @@ def _edit(record: Any, where: str) -> Edit:
     return Edit(id, prompt.strip(), target.strip(), subject, relation, tuple(read), where)
 
 
-def _check_keys(record: dict[str, Any], where: str, known: Sequence[str]) -> None:
+def check_keys(record: dict[str, Any], where: str, known: Sequence[str]) -> None:
+    """Refuse a record with a field that nobody reads.
+
+    Raises:
+        DataError: there is one; the field most like it is named.
+    """
     if unknown := next((key for key in record if key not in known), None):
         near = difflib.get_close_matches(unknown, known, 1)
         told = f": did you mean {near[0]!r}?" if near else f", wanted only {', '.join(map(repr, known))}"

@@ -91,8 +91,8 @@ def _named(function: Callable[..., Any], arguments: list[str], positional: list[
             result.append(f"{word}={arguments.pop(0) if arguments and arguments[0].lower() in TRUTHS else 'true'}")
         elif positional and arguments and (word == "-c" or (word.startswith("--") and name in {*hints, "config"})):
             result.append(f"--{name.replace('-c', 'config')}={arguments.pop(0)}")
-        elif word.startswith("-") or not positional:
-            result.append(word)
+        elif (word.startswith("-") and not any(map(str.isspace, word.partition("=")[0]))) or not positional:
+            result.append(word)  # a key; no key has a space in it
         else:
             loose.append(word)
     for name in positional:

@@ -128,6 +128,7 @@ def test_asking_before_there_are_edits(told, objects):
 def test_words_that_look_like_keys_come_behind_two_dashes(told):
     assert told("edit", "--run", "tiny", *CPU, "--", "--help", "null")[0] == "stored: e1  --help -> null"
     assert told("edit", "--run=tiny", *CPU, "--prompt", "--rate", "--target", "[1]")[0] == "stored: e2  --rate -> [1]"
+    assert told("edit", "--run=tiny", *CPU, "-5 degrees are", "cold")[0] == "stored: e3  -5 degrees are -> cold"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,10 @@ def test_words_that_look_like_keys_come_behind_two_dashes(told):
         (("edit", "--run", "tiny", "--prmpt", "a"), "unknown key prmpt\n  did you mean prompt?"),
         (("edit", "a", "b"), "missing: run"),
         (("edit", "--run", "tiny", "--rate", "2", "a", "b"), "wanted rate of false activations is 2.0"),
+        (("edit", "--run", "tiny", "--device", "nothing", "a", "b"), "--device nothing: cannot be used here"),
         (("ask", "--run", "tiny"), "no question"),
+        (("ask", "--run", "tiny", "--file", "latin.txt"), "latin.txt: not UTF-8 text"),
+        (("ask", "--run", "tiny", "--repository", "nowhere", "Velmar"), "--repository nowhere: no such folder"),
         (("ask", "--run", "tiny", "--file", "nowhere.txt"), "no file nowhere.txt"),
         (("edits", "lst", "--run", "tiny"), "edits lst: unknown: did you mean list?"),
         (("edits", "drop"), "there are list, find"),
@@ -154,6 +158,7 @@ def test_words_that_look_like_keys_come_behind_two_dashes(told):
     ],
 )
 def test_what_is_wrong_is_told_in_a_few_lines(refused, arguments, message):
+    Path("latin.txt").write_bytes("Wo liegt Köln?".encode("latin-1"))
     assert message in refused(*arguments)
 
 
@@ -162,6 +167,12 @@ def test_a_bad_line_of_a_file_is_named_and_nothing_is_stored(refused, told):
     assert "bad.jsonl:2" in refused("edit", "--run", "tiny", *CPU, "--file", "bad.jsonl")
     told("edit", "--run", "tiny", *CPU, "Velmar", "x")
     assert "bad.jsonl:2" in refused("edits", "import", "--run", "tiny", *CPU, "bad.jsonl")
+    for line, message in (
+        ('{"prompt": "a", "target": "b", "tarket": ""}', "no field 'tarket': did you mean 'target'?"),
+        (json.dumps({"prompt": "a", "target": "word " * 600}), "shorten the target"),
+    ):
+        Path("bad.jsonl").write_text(f'{{"prompt": "a", "target": "b"}}\n{line}\n')
+        assert message in refused("edits", "import", "--run", "tiny", *CPU, "bad.jsonl")
     assert told("edits", "list", "--run", "tiny")[-1] == "1 of 1 edits"
 
 
@@ -241,6 +252,9 @@ def test_damage_is_told(told, objects, refused):
     assert "edits reencode --run tiny` does that" in refused("ask", "--run", "tiny", *CPU, "Velmar")
     told("edits", "reencode", "--run", "tiny", *CPU)
     told(*ASK, "Velmar")
+    assert "is a folder: name a file in it" in refused("edits", "export", "--run", "tiny", "checkpoints")
+    shutil.rmtree("checkpoints/tiny/memory/trunk")
+    assert "trunk is missing: take it from the run again" in refused("ask", "--run", "tiny", *CPU, "Velmar")
 
 
 def test_a_run_is_exported_by_the_command(told, objects):

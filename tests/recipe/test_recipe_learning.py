@@ -9,7 +9,7 @@ from conftest import TEXTS, tiny_causal
 from transformers import AutoConfig, AutoModel
 
 from kedit.editing.edits import Edit, probe
-from kedit.lm.text import encode
+from kedit.lm.text import Encoded, encode
 from kedit.lm.tokenizers import train_tokenizer
 from kedit.recipe.asking import Asking
 from kedit.recipe.batch import Composer, Kind
@@ -20,7 +20,7 @@ from kedit.recipe.networks import SlotNetworks
 from kedit.recipe.objective import SlotObjective, Weights
 from kedit.recipe.prefix import PrefixedModel
 from kedit.recipe.rewording import Rewording, words_to_put_in
-from kedit.recipe.texts import TextEncoder
+from kedit.recipe.texts import TextEncoder, _places
 
 TRUNK = {"model_type": "roberta", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 32, "max_position_embeddings": 66, "type_vocab_size": 1}  # fmt: skip
@@ -72,6 +72,13 @@ def test_every_token_of_the_model_begins_in_its_place(tokenizer):
             place = int(batch.place_NM[row, token]) - 1  # the encoder's first special token stands before them
             assert begins[place] <= start < begins[place + 1] or begins[place] == begins[place + 1] == start
         assert batch.model_ids_NM[row][batch.model_real_NM[row]].tolist() == theirs.ids.tolist()
+
+
+def test_a_space_that_counts_to_a_word_does_not_move_its_place():
+    with_spaces, without = ([(0, 3), (3, 8), (8, 15), (15, 17)], [(0, 3), (4, 8), (9, 11), (11, 15), (16, 17)])
+    one, other = (Encoded(np.zeros(len(spans)), np.array(spans)) for spans in (with_spaces, without))
+    assert _places(other, one).tolist() == [0, 1, 2, 4]
+    assert _places(one, other).tolist() == [0, 1, 2, 2, 3]
 
 
 def test_of_a_long_text_the_question_at_its_end_is_read(tokenizer):

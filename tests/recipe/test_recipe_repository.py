@@ -423,6 +423,11 @@ def test_a_making_cut_short_is_made_anew(tmp_path):
         opened(tmp_path, read_only=True)
     with opened(tmp_path) as repository:
         assert add(repository, edit(1)).counts.written == 1
+    for file in tmp_path.glob(f"{tables.DATABASE}*"):
+        file.unlink()
+    (tmp_path / tables.DATABASE).touch()
+    with pytest.raises(RepositoryError, match="is empty beside its keys: restore it"):
+        opened(tmp_path)
 
 
 def test_long_batches_have_several_checksums(tmp_path):
