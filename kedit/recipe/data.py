@@ -71,7 +71,7 @@ class Evaluation:
 
 @dataclass
 class JudgingBatch:
-    """A stream to be judged, whole; a process judges its share of the probes."""
+    """A stream to be judged, whole, by every process: what an edit does depends on those before it."""
 
     task: str
     streams: list[str] = field(default_factory=list)
@@ -164,7 +164,7 @@ class RecipeData(ResumableData):
         if without:
             rank_zero_info(f"{without:,} of {len(self.pool):,} edits to learn from have no other wording")
         self.composer = Composer(
-            self.pool, self.module.text_encoder(self.longest), self.module.asking, self.module.key_reads_target,
+            self.pool, self.module.text_encoder(), self.module.asking, self.module.key_reads_target,
             questions(self.unrelated), self.negatives, self.unrelated_queries, self.module.reads_locality,
             Negatives(self.pool),
             Rewording(words_to_put_in(self.module.tokenizer, self.pool) if self.reworded else [], self.reworded),

@@ -17,6 +17,7 @@ from kedit.editing.sources import DataError
 from kedit.editing.stream_report import MEANINGS, StreamReport
 from kedit.lm.backbones import (
     CAUSAL,
+    ENCODERS,
     SEQ2SEQ,
     Backbone,
     load_causal,
@@ -156,8 +157,17 @@ class RecipeModule(EditingModule):
         """Whether the language model reads locality probes in training."""
         return self.weights.locality > 0
 
-    def text_encoder(self, longest: int) -> TextEncoder:
-        return TextEncoder(self._trunk_tokenizer, self.tokenizer, longest)
+    @cached_property
+    def longest(self) -> int:
+        """Most tokens that the encoder reads: as the data wants it, or as many as it has positions."""
+        config = load_config(self.trunk, ENCODERS)
+        limit = getattr(config, "max_position_embeddings", None) or self.data.longest
+        if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            limit -= config.pad_token_id + 1  # positions begin behind the padding's
+        return min(self.data.longest, limit)
+
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder(self._trunk_tokenizer, self.tokenizer, self.longest)
 
     def setup(self, stage: str) -> None:
         if hasattr(self, "networks"):
@@ -166,15 +176,9 @@ class RecipeModule(EditingModule):
         if self.trunk.source is None:
             switch_dropout_off(trunk)
             self._take_embeddings(trunk)
-        longest = getattr(trunk.config, "max_position_embeddings", None)
-        # RoBERTa's positions begin behind the padding's
-        before = (
-            trunk.config.pad_token_id + 1 if trunk.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        )
-        longest = min(self.data.longest, longest - before) if longest else self.data.longest
         self.trained = Trained.of(
             self.language_model.model, self.tokenizer, self._source, sizes=self.sizes, reference=self.reference,
-            revision=self.backbone.revision, dtype=self.backbone.dtype, longest=longest, bos=self.bos,
+            revision=self.backbone.revision, dtype=self.backbone.dtype, longest=self.longest, bos=self.bos,
             key_reads_target=self.reference,
         )  # fmt: skip
         self.networks: MemoryNetworks = build_networks(self.trained, trunk)

@@ -53,7 +53,7 @@ class Trial:
     @contextmanager
     def editor(self) -> Iterator[RecipeEditor]:
         """An editor of the networks as they are, with a repository that goes away again."""
-        networks, texts = self.module.networks, self.module.text_encoder(self.module.trained.longest)
+        networks, texts = self.module.networks, self.module.text_encoder()
         was_training = networks.training
         networks.eval()
         try:
@@ -96,7 +96,7 @@ class Trial:
         """For histograms: of other wordings of held-out edits the similarity to their own key, to the best other one,
         and to the sentinel; nothing where there are no other wordings.
         """
-        networks, texts = self.module.networks, self.module.text_encoder(self.module.trained.longest)
+        networks, texts = self.module.networks, self.module.text_encoder()
         held = self.data.validation
         asked = [(place, probe.prompt) for place, edit in enumerate(held) for probe in edit.asked("generality")]
         if not asked:
