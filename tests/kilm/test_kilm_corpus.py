@@ -220,7 +220,7 @@ def test_killed_and_run_again(tmp_path, dump, tokenizer, small_parts):
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(list(output.glob("units/*"))) < 2 and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
