@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kedit.lm.adapter_files import file_name, of_adapter, read_adapter, target_names, write_adapter, write_config
+from kedit.lm.weights import misfits
 
 
 @dataclass
@@ -204,14 +205,7 @@ def load_adapter_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
         ValueError: the tensors are those of another model or adapter; nothing is changed.
     """
     own = _parameters(model)
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, wanted {tuple(parameter.shape)}"
-        for name, parameter in own.items()
-        if name in state and state[name].shape != parameter.shape
-    ]
-    if wrong:
+    if wrong := misfits(own, state):
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"the adapter does not fit the model: {'; '.join(wrong[:3])}{more}")
     for name, parameter in own.items():

@@ -16,7 +16,7 @@ from kedit.editing.probes import Probe
 from kedit.recipe.asking import Asking, Rows
 from kedit.recipe.negatives import Negatives, fact_of, words_of
 from kedit.recipe.rewording import Rewording
-from kedit.recipe.texts import TextBatch, TextEncoder
+from kedit.recipe.texts import TextBatch, TextEncoder, key_text
 
 
 class Kind(IntEnum):
@@ -114,8 +114,8 @@ class Composer:
         return RecipeBatch(
             numbers=list(numbers),
             edits=self.texts.batch([edit.text for edit in edits], with_model=True),
-            keys=self.texts.batch([self.key_text(edit) for edit in edits]),
-            negatives=self.texts.batch([self.key_text(edit) for edit in further]),
+            keys=self.texts.batch([key_text(edit, self.key_reads_target) for edit in edits]),
+            negatives=self.texts.batch([key_text(edit, self.key_reads_target) for edit in further]),
             queries=self.texts.batch(self._reworded(edits, sought, queries, rng)),
             kind_Q=torch.tensor(kinds),
             own_Q=torch.tensor(own),
@@ -137,9 +137,6 @@ class Composer:
             query if is_own else self.reword(query, words, rng)
             for query, words, is_own in zip(queries, kept, plain, strict=True)
         ]
-
-    def key_text(self, edit: Edit) -> str:
-        return edit.text if self.key_reads_target else edit.prompt
 
 
 def _same(edits: Sequence[Edit], further: Sequence[Edit], queries: Sequence[str], own: Sequence[int]) -> Tensor:

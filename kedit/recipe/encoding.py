@@ -16,7 +16,7 @@ from torch import Tensor
 from kedit.editing.edits import Edit
 from kedit.editing.records import fields, read_json_lines
 from kedit.recipe.networks import MemoryNetworks
-from kedit.recipe.texts import TextBatch, TextEncoder
+from kedit.recipe.texts import TextBatch, TextEncoder, key_text
 from kedit.recipe.trained import CALIBRATION
 
 VECTORS = "calibration.safetensors"
@@ -50,7 +50,7 @@ def encode_keys(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Ed
     """Keys [N, D] of edits, float32."""
     device = device_of(networks)
     keys_ND = torch.zeros(len(edits), networks.key_width, device=device)
-    read = [edit.text if networks.key_reads_target else edit.prompt.strip() for edit in edits]
+    read = [key_text(edit, networks.key_reads_target) for edit in edits]
     for numbers, batch in like_length(texts, read, device):
         keys_ND[numbers] = networks.keys(batch).float()
     return keys_ND

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kedit.editing.edits import Edit
 from kedit.lm.text import Encoded, encode
+
+
+def key_text(edit: Edit, reads_target: bool) -> str:
+    """What an edit's key is made of: prompt and target, or the prompt alone; in training and in use."""
+    return edit.text if reads_target else edit.prompt.strip()
 
 
 @dataclass

@@ -21,6 +21,7 @@ from kedit.editing.sources import DataError
 from kedit.lm.backbones import Dtype, load_tokenizer
 from kedit.lm.causal import position_limit
 from kedit.lm.text import fingerprint
+from kedit.lm.weights import misfits
 from kedit.recipe.networks import MemoryNetworks, SlotNetworks
 from kedit.recipe.paper import PaperNetworks
 from kedit.recipe.texts import TextEncoder
@@ -282,14 +283,7 @@ def _weights(file: Path) -> dict[str, Tensor]:
 
 
 def _fill(networks: MemoryNetworks, weights: Mapping[str, Tensor], source: Path) -> None:
-    own = networks.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    wrong = misfits(networks.state_dict(), weights)
     wrong = wrong or [f"{name} is not finite" for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -265,20 +265,15 @@ def _tokenizer(backbone: Path) -> Any:
 def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from kedit.lm.weights import misfits
+
     config = AutoConfig.from_pretrained(backbone, local_files_only=True)
     builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     embedding, head = (next((weights[n] for n in names if n in weights), None) for names in (EMBEDDINGS, HEADS))
     if embedding is not None and head is not None and not torch.equal(embedding, head):
         config.tie_word_embeddings = False  # T5's configuration says true whatever was saved
     model = builder.from_config(config)
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    wrong = misfits(model.state_dict(), weights)
     if wrong:
         raise DataError(
             f"the weights of {source} do not fit the {type(model).__name__} of {backbone / 'config.json'}:\n"
