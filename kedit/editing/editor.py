@@ -28,7 +28,7 @@ class Editor(Answerer, Protocol[Taught]):
     """
 
     def edit(self, facts: Sequence[Taught]) -> object:
-        """Teach the model; what comes back tells how it went."""
+        """Teach the model, so that an answer needs nothing more made; what comes back tells how it went."""
 
     def forget(self, ids: Sequence[str]) -> object:
         """Take out again what was taught under these ids."""

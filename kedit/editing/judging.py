@@ -9,6 +9,7 @@ Locality asks whether anything changed: there the unedited model's likeliest tok
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -69,11 +70,24 @@ class Verdicts:
                 members.setdefault(name, []).append(number)
         return {name: np.array(numbers) for name, numbers in members.items()}
 
-    def values(self, kind: str, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Scores ("free" or "forced") of some probes that have one, and the edits of these."""
+    @cached_property
+    def clusters(self) -> list[tuple[str, str]]:
+        """What each probe is no independent draw from: its edit, or, in a group that asks fewer prompts than it has
+        edits, its prompt, which is answered in the same way whatever edit it is asked for.
+        """
+        edits: dict[str, set[str]] = {}
+        prompts: dict[str, set[str]] = {}
+        for probe in self.probes:
+            edits.setdefault(probe.group, set()).add(probe.cluster)
+            prompts.setdefault(probe.group, set()).add(probe.prompt)
+        shared = {group for group in edits if len(prompts[group]) < len(edits[group])}
+        return [("prompt", one.prompt) if one.group in shared else ("edit", one.cluster) for one in self.probes]
+
+    def values(self, kind: str, numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        """Scores ("free" or "forced") of some probes that have one, and the clusters of these."""
         values = (self.free_N if kind == "free" else self.forced_N)[numbers]
         there = np.isfinite(values)
-        return values[there], [self.probes[number].cluster for number in numbers[there]]
+        return values[there], [self.clusters[number] for number in numbers[there]]
 
     def means(self) -> dict[str, dict[str, float]]:
         """By aspect or group the means of both kinds, and how many probes these are of."""

@@ -6,6 +6,7 @@ Knows nothing of what the records mean.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from kedit.editing.sources import DataError
 
 HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 """One of a pair of codes; alone, JSON lets it pass, and neither UTF-8 nor a tokenizer takes it."""
+VALUE = re.compile(r"[^\s,]")
+"""The beginning of a value, behind what parts it from the one before."""
 
 
 def existing_file(path: str | Path, option: str) -> Path:
@@ -35,7 +38,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:line", value) for every line that is not blank.
 
     Raises:
-        DataError: a line is not JSON, or not UTF-8, or holds half a character.
+        DataError: a line is not JSON, or not UTF-8, or holds half a character, a key twice, or one value in another
+            deeper than can be read.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -47,7 +51,7 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file, entry n", value) for every entry (counted from 1) of a file that is one JSON list.
 
     Raises:
-        DataError: the file is not JSON, or something other than a list.
+        DataError: the file is something other than a list, or it is no JSON for a reason as above.
     """
     entries = _parsed(path.read_bytes(), path, 1)
     if not isinstance(entries, list):
@@ -86,7 +90,8 @@ def strings(values: list[Any], where: str, key: str) -> list[str]:
 
 def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
     try:
-        value = json.loads(raw.decode("utf-8-sig"))  # Windows editors write a mark in front
+        text = raw.decode("utf-8-sig")  # Windows editors write a mark in front
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         line = first_line + raw[: error.start].count(b"\n")
         raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
@@ -94,6 +99,9 @@ def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
         raise DataError(
             f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg}, column {error.colno}"
         ) from error
+    except (DataError, RecursionError) as error:
+        what = str(error) if isinstance(error, DataError) else "values stand in one another too deep to be read"
+        raise DataError(f"{path}:{first_line + _lines_before(text)}: {what}") from error
     if half := HALF.search(raw):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -103,6 +111,30 @@ def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
                 f"{path}:{line}: half a character (such as {half[0].decode()}) that no text holds"
             ) from error
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose keys must differ: JSON itself lets the last one win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DataError(f"{next(key for key in found if keys.count(key) > 1)!r} stands twice in one object: keep one")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _lines_before(text: str) -> int:
+    """How many lines stand before the value that cannot be read: an entry where the text is a list."""
+    at = len(text) - len(text.lstrip())
+    if text[at] == "[":
+        at += 1
+        with suppress(ValueError, RecursionError):
+            while found := VALUE.search(text, at):
+                at = found.start()
+                _, at = _DECODER.raw_decode(text, at)
+    return text.count("\n", 0, at)
 
 
 def _kind(value: Any) -> str:

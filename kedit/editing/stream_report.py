@@ -23,7 +23,7 @@ MEANINGS = {
     "test/reliability_ceiling": "reliability that conflicts among the edits leave possible",
     "test/locality_ceiling": "share of locality probes whose prompt is itself not edited",
     "test/edits": "edits made",
-    "test/edit_seconds": "seconds an edit",
+    "test/edit_seconds": "seconds an edit, until it can be asked for",
     "test/added_inference_share": "time to answer that editing adds, over the unedited model's",
     "test/false_activation_rate": "queries no edit concerns at which one fired",
     "test/perplexity/before": "perplexity of plain text before the first edit",
@@ -74,18 +74,18 @@ class StreamReport:
     perplexity: tuple[float, float] | None = None
 
     def results(self) -> dict[str, float]:
-        """The figures of a test by key, each mean with a 95 % interval clustered by edit; see `MEANINGS`.
+        """The figures of a test by key, each mean with a 95 % interval over `Verdicts.clusters`; see `MEANINGS`.
 
         Beside these there are `test/ASPECT/GROUP/KIND` of groups, and `test/immediate/ASPECT/KIND`. What was not asked
         has no key.
         """
         found: dict[str, float] = {}
-        for key, values, edits in self._scores(self.final, "test"):
-            found[key] = estimate(values, edits)
-            resamples = 10_000 if len(set(edits)) < MANY else 1_000
-            found[f"{key}_ci_low"], found[f"{key}_ci_high"] = cluster_interval(values, edits, resamples=resamples)
-        for key, values, edits in self._scores(self.immediate, "test/immediate"):
-            found[key] = estimate(values, edits)
+        for key, values, clusters in self._scores(self.final, "test"):
+            found[key] = estimate(values, clusters)
+            resamples = 10_000 if len(set(clusters)) < MANY else 1_000
+            found[f"{key}_ci_low"], found[f"{key}_ci_high"] = cluster_interval(values, clusters, resamples=resamples)
+        for key, values, clusters in self._scores(self.immediate, "test/immediate"):
+            found[key] = estimate(values, clusters)
         found["test/reliability_ceiling"] = self.conflicts.reliability_ceiling
         found["test/locality_ceiling"] = self.conflicts.locality_ceiling
         found["test/edits"] = float(self.edits)
@@ -111,9 +111,9 @@ class StreamReport:
         }
 
     @staticmethod
-    def _scores(verdicts: Verdicts, prefix: str) -> Iterator[tuple[str, np.ndarray, list[str]]]:
+    def _scores(verdicts: Verdicts, prefix: str) -> Iterator[tuple[str, np.ndarray, list[tuple[str, str]]]]:
         for group, numbers in verdicts.groups.items():
             for kind in KINDS:
-                values, edits = verdicts.values(kind, numbers)
+                values, clusters = verdicts.values(kind, numbers)
                 if len(values):
-                    yield f"{prefix}/{group}/{kind}", values, edits
+                    yield f"{prefix}/{group}/{kind}", values, clusters

@@ -18,7 +18,7 @@ from kedit.running.batches import Batches
 from kedit.running.data import ResumableData
 from kedit.running.order import batch_count, batch_items, epoch_order
 
-Rivals = Literal["text_prefix", "finetune", "finetune_layer", "finetune_bound", "lora"]
+Rivals = Literal["none", "text_prefix", "finetune", "finetune_layer", "finetune_bound", "lora"]
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Evaluation:
         rate: wanted share of texts that no edit concerns and that fire one all the same.
         max_new_tokens: of free answers.
         samples: edits whose answers are shown in TensorBoard.
-        rivals: what goes through the same stream for comparison: text_prefix (the same retriever, but the edit's text
-            is put before the prompt), finetune, finetune_layer (the last layer), finetune_bound (no weight moves
-            further than 1e-3 for an edit), lora.
+        rivals: what goes through the same stream for comparison: none (the model as it is), text_prefix (the same
+            retriever, but the edit's text is put before the prompt), finetune, finetune_layer (the last layer),
+            finetune_bound (no weight moves further than 1e-3 for an edit), lora.
         rival_edits: edits of the stream by which rivals are judged, drawn from all; those that learn by gradients go
             no further into it.
         tuning: how they learn.

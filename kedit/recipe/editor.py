@@ -150,7 +150,9 @@ class RecipeEditor:
         Raises:
             DataError: an edit is malformed, or longer than the language model reads; nothing was stored.
         """
-        return self.memory.add(edits, source)
+        report = self.memory.add(edits, source)
+        self.memory.follow()
+        return report
 
     def forget(self, ids: Sequence[str]) -> list[StoredEdit]:
         """Take edits out, by the ids that `edit` told; what they had replaced does not come back.

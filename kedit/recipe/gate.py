@@ -8,6 +8,7 @@ Shapes: C texts for calibration, N keys, D width.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,19 +32,36 @@ class Gate:
         if not 0 < rate < 1:
             raise ValueError(f"the wanted rate of false activations is {rate}: give a share between 0 and 1, as 0.01")
         self.queries_CD, self.thresholds_C, self.rate = queries_CD, thresholds_C, rate
-        self.forget()
+        self._best_C = torch.full_like(thresholds_C, -torch.inf)
+        self._number_C = torch.full_like(thresholds_C, -1, dtype=torch.int64)  # of the key that is the best
 
-    def forget(self) -> None:
-        """Begin anew, with no key stored."""
-        self._best_C = torch.full_like(self.thresholds_C, -torch.inf)
+    def observe(self, keys_ND: Tensor, numbers_N: Tensor | None = None) -> None:
+        """Take account of more keys.
 
-    def observe(self, keys_ND: Tensor) -> None:
-        """Take account of more keys. A key that is taken out later still counts until `forget`: the margin is then
-        larger than it need be, never smaller.
+        Args:
+            keys_ND: which.
+            numbers_N: by which they can be forgotten; none for keys that stay.
         """
-        for block_ND in keys_ND.split(BLOCK):
-            best_C = (self.queries_CD @ block_ND.to(self.queries_CD).T).amax(1) if len(block_ND) else self._best_C
-            self._best_C = torch.maximum(self._best_C, best_C)
+        numbers_N = torch.full((len(keys_ND),), -1) if numbers_N is None else numbers_N
+        for block_ND, block_N in zip(keys_ND.split(BLOCK), numbers_N.split(BLOCK), strict=True):
+            if len(block_ND):
+                best_C, place_C = (self.queries_CD @ block_ND.to(self.queries_CD).T).max(1)
+                better_C = best_C > self._best_C
+                self._best_C = torch.where(better_C, best_C, self._best_C)
+                self._number_C = torch.where(better_C, block_N.to(place_C)[place_C], self._number_C)
+
+    def forget(self, numbers_N: Tensor, search: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Take account of keys that are gone: only the texts whose best key is among them are compared anew.
+
+        Args:
+            numbers_N: of these keys.
+            search: for queries [B, D] similarity [B, 1] and number [B, 1] of the best key that stands.
+        """
+        gone_C = torch.isin(self._number_C, numbers_N.to(self._number_C))
+        if gone_C.any():
+            best_B1, number_B1 = search(self.queries_CD[gone_C])
+            self._best_C = self._best_C.masked_scatter(gone_C, best_B1.to(self._best_C))
+            self._number_C = self._number_C.masked_scatter(gone_C, number_B1.to(self._number_C))
 
     @property
     def excess_C(self) -> Tensor:

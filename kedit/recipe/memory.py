@@ -203,7 +203,7 @@ class Memory:
         Args:
             queries: the user's words, without template, answer or continuation.
         """
-        self._follow()
+        self.follow()
         queries_QD, threshold_Q = encode_queries(self.networks, self.texts, [query.strip() for query in queries])
         found = self.index.search(queries_QD, k=1)
         similarity_Q, number_Q = found.scores_BK[:, 0].cpu(), found.numbers_BK[:, 0].tolist()
@@ -242,8 +242,8 @@ class Memory:
             made.update(zip(numbers, self.networks.prompts(batch, embed).float(), strict=True))
         return [made[number] for number in range(len(edits))]
 
-    def _follow(self) -> None:
-        """Bring index and gate to what the repository holds now."""
+    def follow(self) -> None:
+        """Bring index and gate to what the repository holds now, as every question does first."""
         latest = self.repository.latest
         if self._seen == latest:
             return
@@ -254,23 +254,15 @@ class Memory:
         else:
             moved = self.repository.moved(self._seen)
             latest = moved.change
-            gone = self.index.remove(moved.dropped)
+            self.index.remove(moved.dropped)
             if len(moved.added):
                 keys_RD, _ = self.repository.keys()
                 self._learn(moved.added, keys_RD[moved.added - 1])
-            if gone > len(self.index):
-                self._calibrate()
+            self.gate.forget(torch.from_numpy(moved.dropped), self.index.search)
         self._seen = latest
 
     def _learn(self, numbers: np.ndarray, keys_ND: np.ndarray) -> None:
         if not len(numbers):
             return
         self.index.add(numbers, keys_ND)
-        self.gate.observe(torch.from_numpy(np.array(keys_ND, dtype=np.float32)))
-
-    def _calibrate(self) -> None:
-        """The margin by what is stored now: what is gone would keep it too large."""
-        self.gate.forget()
-        if len(self.index):
-            for _, keys_ND in self.repository.key_blocks():
-                self.gate.observe(torch.from_numpy(np.array(keys_ND, dtype=np.float32)))
+        self.gate.observe(torch.from_numpy(np.array(keys_ND, dtype=np.float32)), torch.from_numpy(numbers))

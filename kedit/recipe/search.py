@@ -252,10 +252,10 @@ class FaissIndex:
     Args:
         width: D.
         factory: what faiss.index_factory takes, as in "Flat" or "IVF1024,Flat"; one that must be trained is, on the
-            keys of the first call of `add`.
+            keys of the first call of `add`. From an HNSW index nothing can be taken out, so it is refused.
 
     Raises:
-        DataError: FAISS is not installed, or does not know the factory.
+        DataError: FAISS is not installed, or has no such index.
     """
 
     def __init__(self, width: int, factory: str = "Flat"):
@@ -264,43 +264,51 @@ class FaissIndex:
         except ImportError as error:
             raise DataError("faiss is not installed: pip install 'kedit[faiss]', or use the index of torch") from error
         try:
-            inner = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            # one of inverted lists keeps numbers itself, and a map beside it would be wrong after a removal
+            self._index = index if faiss.try_extract_index_ivf(index) else faiss.IndexIDMap(index)
+            self.remove([])
         except RuntimeError as error:
-            raise DataError(f"faiss has no index {factory!r}: {error}") from error
-        self.width = width
-        self._index = faiss.IndexIDMap2(inner)
+            raise DataError(
+                f"faiss has no index {factory!r} from which keys can be taken: give another, as Flat ({error})"
+            ) from error
+        self.width, self.factory = width, factory
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     def add(self, numbers: Sequence[int] | np.ndarray, keys_ND: np.ndarray) -> None:
-        """As `Index.add`."""
+        """As `Index.add`.
+
+        Raises:
+            DataError: also where the keys are too few to train on.
+        """
         numbers = np.asarray(numbers, dtype=np.int64)
         keys_ND = np.ascontiguousarray(keys_ND, np.float32)
         if keys_ND.shape != (len(numbers), self.width) or not np.isfinite(keys_ND).all():
             raise DataError(f"keys of shape {list(keys_ND.shape)}: wanted finite [{len(numbers)}, {self.width}]")
         if not self._index.is_trained:
-            self._index.train(keys_ND)
+            try:
+                self._index.train(keys_ND)
+            except RuntimeError as error:
+                raise DataError(
+                    f"the index {self.factory!r} of faiss cannot be trained on {len(keys_ND):,} keys: store more "
+                    f"before it is opened, or give a smaller one, as Flat ({error})"
+                ) from error
         self.remove(numbers)
         self._index.add_with_ids(keys_ND, numbers)
 
     def remove(self, numbers: Sequence[int] | np.ndarray) -> int:
         """As `Index.remove`; goes through all keys."""
-        return int(self._index.remove_ids(np.asarray(numbers, dtype=np.int64))) if len(self) else 0
-
-    def keys(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """As `Index.keys`."""
-        wanted = np.asarray(numbers, dtype=np.int64).reshape(-1)
-        try:
-            return torch.from_numpy(np.stack([self._index.reconstruct(int(number)) for number in wanted]))
-        except RuntimeError as error:
-            raise DataError(f"no such key in the index: {error}") from error
+        return int(self._index.remove_ids(np.asarray(numbers, dtype=np.int64)))
 
     def search(self, queries_BD: np.ndarray | Tensor, k: int = 1) -> Found:
         """As `Index.search`."""
         queries_BD = np.ascontiguousarray(torch.as_tensor(queries_BD).float().cpu().numpy())
         if queries_BD.ndim != 2 or queries_BD.shape[1] != self.width or not np.isfinite(queries_BD).all():
             raise DataError(f"queries of shape {list(queries_BD.shape)}: wanted finite [number, {self.width}]")
+        if not len(self):  # which one that was not trained yet does not search
+            return Found(torch.full((len(queries_BD), k), -torch.inf), torch.full((len(queries_BD), k), -1))
         scores_BK, numbers_BK = self._index.search(queries_BD, k)
         found_BK = torch.from_numpy(numbers_BK)
         return Found(torch.from_numpy(scores_BK).masked_fill(found_BK < 0, -torch.inf), found_BK)

@@ -20,7 +20,7 @@ from kedit.editing.general_ability import TextPerplexity
 from kedit.editing.stream import EditedModel, Stream, run
 from kedit.editing.stream_report import Point, StreamReport
 from kedit.lm.backbones import decoder_layers
-from kedit.recipe.baselines import TextPrefix, fired_texts
+from kedit.recipe.baselines import NoEdit, TextPrefix, fired_texts
 from kedit.recipe.data import Evaluation, RecipeData, questions
 from kedit.recipe.editor import RecipeEditor
 from kedit.recipe.encoding import encode_keys, encode_queries
@@ -54,27 +54,26 @@ class Trial:
     def editor(self) -> Iterator[RecipeEditor]:
         """An editor of the networks as they are, with a repository that goes away again."""
         networks, texts = self.module.networks, self.module.text_encoder()
-        was_training = networks.training
-        networks.eval()
-        try:
-            with self._as_used(), tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
-                gate = Gate(*encode_queries(networks, texts, self.data.texts_for_calibration()), self.evaluation.rate)
-                store = Repository.open(
-                    folder, encoder=encoder_hash(networks.state_dict()), key_width=networks.key_width
-                )
-                memory = Memory(networks, texts, None, store, gate, context=self.module.trained.context)
-                with RecipeEditor(memory, self.module.language_model) as editor:
-                    yield editor
-        finally:
-            networks.train(was_training)
+        with self._as_used(), tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
+            gate = Gate(*encode_queries(networks, texts, self.data.texts_for_calibration()), self.evaluation.rate)
+            store = Repository.open(folder, encoder=encoder_hash(networks.state_dict()), key_width=networks.key_width)
+            memory = Memory(networks, texts, None, store, gate, context=self.module.trained.context)
+            with RecipeEditor(memory, self.module.language_model) as editor:
+                yield editor
 
     @contextmanager
     def _as_used(self) -> Iterator[None]:
-        """Without gradients, and without the mixed precision of training: similarities would be rounded there, by which
-        the gate decides, and in use they are not.
+        """In evaluation mode, without gradients, and without the mixed precision of training: similarities would be
+        rounded there, by which the gate decides, and in use they are not.
         """
-        with torch.no_grad(), torch.autocast(self.module.device.type, enabled=False):
-            yield
+        networks = self.module.networks
+        was_training = networks.training
+        networks.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.module.device.type, enabled=False):
+                yield
+        finally:
+            networks.train(was_training)
 
     def validation(self) -> dict[str, float]:
         """Free answers on the held-out stream, stored beside edits of the pool, and their mean, `val/score`."""
@@ -101,13 +100,10 @@ class Trial:
         asked = [(place, probe.prompt) for place, edit in enumerate(held) for probe in edit.asked("generality")]
         if not asked:
             return {}
-        was_training = networks.training
-        networks.eval()
         with self._as_used():
             keys_ND = encode_keys(networks, texts, [*held, *self._stored()])
             queries_QD, threshold_Q = encode_queries(networks, texts, [prompt for _, prompt in asked])
             similarity_QN = queries_QD @ keys_ND.T
-        networks.train(was_training)
         own_Q1 = torch.tensor([[place] for place, _ in asked], device=keys_ND.device)
         own = similarity_QN.gather(1, own_Q1)[:, 0]
         return {"own": own, "best_other": similarity_QN.scatter(1, own_Q1, -torch.inf).amax(1), "sentinel": threshold_Q}
@@ -118,7 +114,8 @@ class Trial:
         perplexity = None if evaluation.perplexity is None else TextPerplexity(evaluation.perplexity)
         far = questions(self.data.far)
         self._tell_overlap(far)
-        tuned = {name: self._tuned(name) for name in evaluation.rivals if name != "text_prefix"}  # refused at once
+        # refused at once
+        tuned = {name: self._tuned(name) for name in evaluation.rivals if name not in ("none", "text_prefix")}
 
         def judged(editor: EditedModel, edits: Sequence[Edit], batch: int, retriever: RecipeEditor | None = None,
                    told: Callable[[Point], None] | None = None, most: int | None = None) -> StreamReport:  # fmt: skip
@@ -133,7 +130,11 @@ class Trial:
         rivals: dict[str, StreamReport] = {}
         for name in evaluation.rivals:
             _print(f"rival {name}")
-            if name == "text_prefix":
+            if name == "none":
+                with self._as_used():
+                    model = NoEdit(self.module.language_model)
+                    rivals[name] = judged(model, edits, evaluation.batch, most=evaluation.rival_edits)
+            elif name == "text_prefix":
                 with self.editor() as editor:
                     rival = TextPrefix(
                         self.module.language_model, fired_texts(editor.decide), editor, "{edit}. {prompt}"

@@ -1,6 +1,7 @@
 """A plain function as a command: its parameters are its keys, its docstring is the help. Knows no function."""
 
 import json
+import re
 import sys
 import typing
 import warnings
@@ -91,8 +92,8 @@ def _named(function: Callable[..., Any], arguments: list[str], positional: list[
             result.append(f"{word}={arguments.pop(0) if arguments and arguments[0].lower() in TRUTHS else 'true'}")
         elif positional and arguments and (word == "-c" or (word.startswith("--") and name in {*hints, "config"})):
             result.append(f"--{name.replace('-c', 'config')}={arguments.pop(0)}")
-        elif (word.startswith("-") and not any(map(str.isspace, word.partition("=")[0]))) or not positional:
-            result.append(word)  # a key; no key has a space in it
+        elif not positional or (word.startswith("-") and not re.match(r"-\d|[^=]*\s", word)):
+            result.append(word)  # a key; none has a space in it, or begins as -1 does
         else:
             loose.append(word)
     for name in positional:

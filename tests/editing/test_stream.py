@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kedit.editing.bootstrap import cluster_interval
 from kedit.editing.editor import Editor
 from kedit.editing.edits import Edit, probe
 from kedit.editing.figures import lifelong
@@ -120,6 +121,26 @@ def test_changed_neighbours_count_against_locality_in_both_ways():
     assert results["test/locality/far/free"] == results["test/locality/far/forced"] == 1
     assert results["test/locality/free"] == 0.5
     assert results["test/locality/free_ci_low"] <= 0.5 <= results["test/locality/free_ci_high"]
+
+
+def test_a_prompt_that_is_asked_for_many_edits_is_one_draw():
+    edits = [
+        replace(one, probes=(*one.probes[:2], probe(one.id, "locality/far", f"sum of {n % 8}", "")))
+        for n, one in enumerate(stream_of(80))
+    ]
+    model, base = rivers(80), rivers(80)
+    model.edit = lambda given: model.taught.update({"sum of 3": "13"} | {one.prompt: one.target for one in given})
+    report = run(model, edits, base=base)
+    results = report.results()
+    far = [float(n % 8 != 3) for n in range(80)]
+    wide, narrow = cluster_interval(far, [n % 8 for n in range(80)]), cluster_interval(far, range(80))
+    assert (results["test/locality/far/free_ci_low"], results["test/locality/far/free_ci_high"]) == wide
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+    # among all of locality as by itself, and other groups by their edits
+    clusters = dict(zip((one.id for one in report.final.probes), report.final.clusters, strict=True))
+    assert clusters["e3-locality/far-0"] == clusters["e11-locality/far-0"] == ("prompt", "sum of 3")
+    assert {clusters[f"e3-{group}-0"] for group in ("generality", "locality/near")} == {("edit", "e3")}
+    assert results["test/locality/free_ci_high"] - results["test/locality/free_ci_low"] > (wide[1] - wide[0]) / 2.1
 
 
 def test_nothing_depends_on_the_batch():

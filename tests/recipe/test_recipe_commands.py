@@ -195,13 +195,16 @@ def test_edits_are_listed_found_and_forgotten(told, objects, refused):
     assert [one["fired"] for one in objects(*ASK, TOWN.prompt)] == [False]
 
 
-def test_the_log_and_the_way_back(told, objects):
+def test_the_log_and_the_way_back(told, objects, refused):
     told("edit", "--run", "tiny", *CPU, "--file", "edits.jsonl")
     assert told("edits", "snapshot", "--run", "tiny", "all three") == ["2  all three"]
     told("edits", "forget", "--run", "tiny", "--ids", "town", "painter")
     log = objects("edits", "log", "--run", "tiny")
     assert [one["kind"] for one in log] == ["forget", "snapshot", "add"]
     assert told("edits", "log", "--run", "tiny", "--limit", "2")[1].endswith("snapshot: all three  (+0 -0)")
+    for number in ("-1", "9"):
+        error = refused("edits", "roll_back", "--run", "tiny", number)
+        assert f"no change {number} in checkpoints/tiny/edits: the log has 1 to 3, and 0 is before" in error
     (change,) = objects("edits", "roll_back", "--run", "tiny", "2")
     assert (change["kind"], change["added"]) == ("roll back", 2)
     assert told("edits", "list", "--run", "tiny", "--at", "3")[-1] == "1 of 1 edits"

@@ -168,6 +168,17 @@ def test_edits_outlive_their_editor(run):
     assert (run / "edits").is_dir()
 
 
+def test_what_an_edit_is_found_by_is_made_with_it(editor, monkeypatch):
+    for edits, forgotten in ((EDITS[:2], []), ([TOWN], ["bridge"])):
+        editor.forget(forgotten)
+        editor.edit(edits)
+        with monkeypatch.context() as patch:  # asking fills nothing
+            for what in ("add", "remove"):
+                patch.setattr(editor.memory.index, what, None)
+            patch.setattr(editor.memory.gate, "observe", None)
+            assert all(one.fired for one in editor.decide([edit.prompt for edit in edits]))
+
+
 def test_faiss_finds_the_same(run):
     pytest.importorskip("faiss", reason="FAISS is an extra")
     with RecipeEditor.from_run(run, device="cpu") as editor:

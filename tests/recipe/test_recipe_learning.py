@@ -262,12 +262,39 @@ def test_the_gate_lets_no_more_texts_fire_than_allowed():
     assert margins == sorted(margins)
     assert margins[-1] > margins[0]
     # what is calibrated on some holds for others of their kind
-    gate.forget()
+    gate = Gate(queries, torch.full((1000,), 0.5), 0.01)
     keys = torch.nn.functional.normalize(torch.randn(500, 8, generator=generator), dim=1)
     gate.observe(keys)
     others = torch.nn.functional.normalize(torch.randn(4000, 8, generator=generator), dim=1)
     fired = gate.fires((others @ keys.T).amax(1), torch.full((4000,), 0.5))
     assert float(fired.float().mean()) < 0.02
+
+
+def test_of_the_keys_that_are_gone_the_gate_knows_nothing():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(count, 8, generator=generator) for count in (300, 400))
+    numbers = torch.arange(400).flip(0)
+    gate, compared = Gate(queries, torch.zeros(300), 0.01), []
+    for part in (slice(0, 250), slice(250, 400)):
+        gate.observe(keys[part], numbers[part])
+
+    def best(standing):
+        def search(queries_BD):
+            compared.append(len(queries_BD))
+            found = (queries_BD @ keys[standing].T).topk(1)
+            return found.values, numbers[standing][found.indices]
+
+        return search
+
+    for gone in ([7, 3], range(390), []):  # few, most, none
+        standing = ~torch.isin(numbers, torch.tensor([*gone, 3, 7]))
+        gate.forget(torch.tensor(gone, dtype=torch.int64), best(standing))
+        fresh = Gate(queries, torch.zeros(300), 0.01)
+        fresh.observe(keys[standing] if len(gone) else keys[torch.isin(numbers, torch.arange(390, 400))])
+        torch.testing.assert_close(gate.excess_C, fresh.excess_C)
+        assert gate.margin == pytest.approx(fresh.margin)
+    assert compared[0] < 20  # the others' best key still stands
+    assert len(compared) == 2
 
 
 def test_the_gate_without_texts_is_the_sentinel():

@@ -199,6 +199,31 @@ def test_the_margin_keeps_the_wanted_rate_over_what_is_stored(base, tmp_path):
         assert memory.decide(texts)[0].margin == 0.0
 
 
+def test_the_margin_is_that_of_the_keys_that_stand(base, tmp_path):
+    texts = [f"heron {number}" for number in range(20)] + OTHERS * 10
+    make_run(tmp_path / "run", base, sentinel=-2.0, calibration=texts)
+    near = [Edit(str(n), f"heron {n}", "x") for n in range(5)]
+
+    def margins():
+        with opened(tmp_path / "run", rate=0.1, read_only=True) as fresh:
+            return memory.decide(texts)[0].margin, pytest.approx(fresh.decide(texts)[0].margin, abs=1e-6)
+
+    with opened(tmp_path / "run", rate=0.1) as memory:
+        memory.add([*near, *(Edit(f"far{n}", f"{n} {n} Velmar", "x") for n in range(10))])
+        largest, fresh = margins()
+        assert largest == fresh
+        memory.forget([str(n) for n in range(5)])  # less than half of all
+        forgotten, fresh = margins()
+        assert forgotten == fresh
+        assert forgotten < largest
+        memory.add([Edit("later", "0 0 Velmar", "y")])  # in the place of another
+        replaced, fresh = margins()
+        assert replaced == fresh
+        memory.repository.roll_back(1)
+        back, fresh = margins()
+        assert back == fresh == pytest.approx(largest, abs=1e-6)
+
+
 # prompt vectors -------------------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ def fitted(tmp_path, monkeypatch, base):
 
 
 def test_the_results_are_those_that_were_promised(fitted, tmp_path, capsys):
-    rivals = "[text_prefix, finetune, lora]"
+    rivals = "[none, text_prefix, finetune, lora]"
     results = fitted(
         "one", "--data.init_args.evaluation.rivals", rivals, "--data.init_args.evaluation.rival_edits", "3"
     )
@@ -45,15 +45,17 @@ def test_the_results_are_those_that_were_promised(fitted, tmp_path, capsys):
     assert results["test/edit_seconds"] > 0
     assert 0 <= results["test/false_activation_rate"] <= 1
     assert "test/added_inference_share" in results
-    assert {f"test/{rival}/edits" for rival in ("text_prefix", "finetune", "lora")} <= results.keys()
+    assert {f"test/{rival}/edits" for rival in ("none", "text_prefix", "finetune", "lora")} <= results.keys()
     assert results["test/finetune/edits"] == 3
+    assert results["test/none/edits"] == 8
+    assert results["test/none/locality/free"] == results["test/none/locality/forced"] == 1
     said = capsys.readouterr().out
     assert "after 8 edits" in said
     board = EventAccumulator(str(tmp_path / "logs" / "one")).Reload().Tags()
     assert {"train/loss/finding/own", "train/loss/reliability", "train/loss/locality", "train/gate/recall",
             "val/score"} <= set(board["scalars"])  # fmt: skip
     assert {"similarity/own", "similarity/best_other", "similarity/sentinel"} <= set(board["histograms"])
-    assert {"lifelong/recipe", "lifelong/text_prefix"} <= set(board["images"])
+    assert {"lifelong/recipe", "lifelong/none", "lifelong/text_prefix"} <= set(board["images"])
 
     # the language model is in no checkpoint, and all that is there loads without pickles
     state = torch.load(tmp_path / "checkpoints" / "one" / "last.ckpt", weights_only=True)["state_dict"]

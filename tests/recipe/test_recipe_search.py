@@ -201,11 +201,6 @@ class StandIn:
     def remove_ids(self, numbers: np.ndarray) -> int:
         return sum(self.keys.pop(number, None) is not None for number in numbers.tolist())
 
-    def reconstruct(self, number: int) -> np.ndarray:
-        if number not in self.keys:
-            raise RuntimeError(f"key {number} not found")
-        return self.keys[number]
-
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         numbers = np.array([*self.keys, *[-1] * k])
         products = np.concatenate([queries @ np.stack([*self.keys.values()]).T, np.full((len(queries), k), -3.4e38)], 1)
@@ -225,7 +220,10 @@ def faiss(monkeypatch):
                 raise RuntimeError(f"could not parse {name}")
             return StandIn(width)
 
-        module = types.SimpleNamespace(index_factory=factory, IndexIDMap2=lambda inner: inner, METRIC_INNER_PRODUCT=0)
+        module = types.SimpleNamespace(
+            index_factory=factory, try_extract_index_ivf=lambda inner: None, IndexIDMap=lambda inner: inner,
+            METRIC_INNER_PRODUCT=0,
+        )  # fmt: skip
         monkeypatch.setitem(sys.modules, "faiss", module)
     else:
         return faiss
@@ -243,12 +241,38 @@ def test_faiss_answers_as_the_index_of_torch_does(faiss):
         mine, found = ours.search(queries, k), theirs.search(queries, k)
         assert torch.equal(mine.numbers_BK, found.numbers_BK)
         torch.testing.assert_close(mine.scores_BK, found.scores_BK)
-    assert torch.equal(theirs.keys([3, 70]), ours.keys([3, 70]))
-    with pytest.raises(DataError, match="no such key"):
-        theirs.keys([15])
     with pytest.raises(DataError, match="wanted finite"):
         theirs.add([1], np.full((1, 8), np.nan))
     with pytest.raises(DataError, match="wanted finite"):
         theirs.search(np.ones((1, 7), np.float32))
     with pytest.raises(DataError, match="no index 'Nonsense'"):
         FaissIndex(8, "Nonsense")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "RR8,IVF16,Flat"])
+def test_faiss_finds_keys_by_their_numbers_after_others_are_gone(factory):
+    pytest.importorskip("faiss", reason="FAISS is an extra")
+    index, keys = FaissIndex(8, factory), unit(700, 8)
+    index.add(range(700), keys.numpy())
+    index.add([5, 900], -keys[[5, 6]].numpy())
+    assert index.remove([7, 7, 8, 1000]) == 2
+    assert len(index) == 699
+    found = index.search(torch.cat([keys[9:12], -keys[5:7]]))
+    assert found.numbers_BK[:, 0].tolist() == [9, 10, 11, 5, 900]
+    torch.testing.assert_close(found.scores_BK, torch.ones(5, 1))
+
+
+def test_faiss_does_not_train_on_too_few_keys():
+    pytest.importorskip("faiss", reason="FAISS is an extra")
+    index = FaissIndex(8, "IVF16,Flat")
+    with pytest.raises(DataError, match="'IVF16,Flat' of faiss cannot be trained on 3 keys"):
+        index.add(range(3), unit(3, 8).numpy())
+    found = index.search(unit(2, 8), 3)
+    assert (len(index), found.numbers_BK.tolist()) == (0, [[-1] * 3] * 2)
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF16,Flat,RFlat"])
+def test_a_faiss_index_that_cannot_forget_is_refused(factory):
+    pytest.importorskip("faiss", reason="FAISS is an extra")
+    with pytest.raises(DataError, match=f"no index '{factory}' from which keys can be taken"):
+        FaissIndex(8, factory)
