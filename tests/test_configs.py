@@ -131,7 +131,8 @@ def tiny_recipe(config: dict, models: dict[str, str]) -> list[str]:
     options += [word for name, count in few.items() for word in (f"--data.init_args.evaluation.{name}", str(count))]
     backbone = model["backbone"]
     if "made" in backbone:
-        options += ["--model.init_args.backbone.made.init_args.steps", "20"]
+        options += [word for part in ("backbone", "trunk")
+                    for word in (f"--model.init_args.{part}.made.init_args.steps", "20")]  # fmt: skip
     else:
         family = next(family for family in ("gpt2", "gptj", "llama", "qwen3") if family in plain(backbone["name"]))
         options += ["--model.init_args.backbone.name", models[family], "--model.init_args.backbone.dtype", "float32",

@@ -1,5 +1,6 @@
 """Hugging Face models with their tokenizers: load, extend, describe. Knows architectures and no method."""
 
+import logging
 import os
 import re
 import socket
@@ -185,7 +186,16 @@ def load_encoder(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreT
     """An encoder whose vocabulary holds every token of `tokenizer`. A pooler that its weights lack is random: masked
     language models were trained without one.
     """
-    return _model(AutoModel, load_config(backbone, ENCODERS), backbone, tokenizer, may_lack="pooler.")
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_no_load_report)  # twelve lines about a masked language model's head, which is not wanted
+    try:
+        return _model(AutoModel, load_config(backbone, ENCODERS), backbone, tokenizer, may_lack="pooler.")
+    finally:
+        logger.removeFilter(_no_load_report)
+
+
+def _no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _model(

@@ -3,8 +3,18 @@
 from kedit.world.base_lm import WorldLM
 from kedit.world.definitions import NewEntities
 from kedit.world.facts import World
+from kedit.world.reading_encoder import ReadingEncoder
 from kedit.world.reading_lm import ReadingLM
 from kedit.world.registry_edits import RegistryEdits, RegistryQuestions
 from kedit.world.wiki import WorldWiki
 
-__all__ = ["NewEntities", "ReadingLM", "RegistryEdits", "RegistryQuestions", "World", "WorldLM", "WorldWiki"]
+__all__ = [
+    "NewEntities",
+    "ReadingEncoder",
+    "ReadingLM",
+    "RegistryEdits",
+    "RegistryQuestions",
+    "World",
+    "WorldLM",
+    "WorldWiki",
+]

@@ -3,32 +3,27 @@
 Knows no method: whatever edits a language model can start from the folder that it writes.
 """
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.editing.probes import Probe
-from kedit.lm.backbones import MadeModel
-from kedit.lm.cache import cache_folder
 from kedit.lm.optim import Schedule, parameter_groups
 from kedit.lm.scoring import Span, span_nll
 from kedit.lm.text import encode, token_span
 from kedit.lm.tokenizers import train_tokenizer
 from kedit.world.definitions import NewEntities
+from kedit.world.made import WorldModel
 from kedit.world.realm import Realm, documents
 
-MADE_BY = ("base_lm", "names", "realm", "realm_text")
 POSITIONS = 256
 TOKENIZER_TEXTS = 20_000
 BUCKET = 32  # batches whose documents are sorted by length: little padding
@@ -37,11 +32,8 @@ EVERY = 5.0  # seconds between two lines of progress
 
 
 @dataclass
-class WorldLM(MadeModel):
+class WorldLM(WorldModel):
     """A GPT-2 pre-trained on the realm's text: on facts, and on definitions of strangers with what follows from them.
-
-    Made once for the same arguments and code, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit). What it is
-    worth stands in quality.json beside its weights.
 
     Args:
         known: how many known entities, as in NewEntities.
@@ -56,6 +48,8 @@ class WorldLM(MadeModel):
         seed: of the text's choices and of the weights.
     """
 
+    stem: ClassVar[str] = "world"
+    made_by: ClassVar[Sequence[str]] = ("base_lm", "names", "realm", "realm_text")
     known: int = 120
     realm: int = 0
     width: int = 128
@@ -68,31 +62,9 @@ class WorldLM(MadeModel):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("known", "width", "layers", "heads", "vocabulary", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of the world's base model is {getattr(self, name)}, wanted at least 1")
+        self._positive("known", "width", "layers", "heads", "vocabulary", "steps", "batch")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads: change `width` or `heads`")
-
-    def folder(self) -> Path:
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for module in MADE_BY:
-            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
-        return cache_folder() / "models" / f"world-{digest.hexdigest()[:16]}"
-
-    def make(self) -> Path:
-        """The Hugging Face folder that holds it, written unless it is complete."""
-        folder = self.folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # two runs may want it at once
-            if not (folder / "quality.json").exists():
-                model, tokenizer = self.train()
-                tokenizer.save_pretrained(folder)
-                model.save_pretrained(folder)
-                quality = self.quality(model, tokenizer)
-                print(f"base model in {folder}: {_told(quality)}", flush=True)
-                (folder / "quality.json").write_text(json.dumps(quality, indent=1), encoding="utf-8")
-        return folder
 
     def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model after all steps, and its tokenizer, with progress printed."""
@@ -165,7 +137,14 @@ class WorldLM(MadeModel):
         found = {"known_accuracy": _accuracy(model, tokenizer, known), "known_nll": nll(known)}
         found |= {"new_nll": nll(new), "defined_nll": nll(new, own), "wrongly_defined_nll": nll(new, other)}
         found["gain"] = found["new_nll"] - found["defined_nll"]
-        return {name: round(value, 4) for name, value in found.items()}
+        return found
+
+    def told(self, quality: dict[str, float]) -> str:
+        return (
+            f"{100 * quality['known_accuracy']:.0f} % of known facts; on entities never seen, NLL "
+            f"{quality['new_nll']:.2f} alone, {quality['defined_nll']:.2f} behind the definition (gain "
+            f"{quality['gain']:.2f}), {quality['wrongly_defined_nll']:.2f} behind another's"
+        )
 
 
 @torch.no_grad()
@@ -184,11 +163,3 @@ def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes
 def _loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
     logits = model(input_ids=ids_BL).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids_BL[:, 1:].flatten(), ignore_index=pad)
-
-
-def _told(quality: dict[str, float]) -> str:
-    return (
-        f"{100 * quality['known_accuracy']:.0f} % of known facts; on entities never seen, NLL {quality['new_nll']:.2f} "
-        f"alone, {quality['defined_nll']:.2f} behind the definition (gain {quality['gain']:.2f}), "
-        f"{quality['wrongly_defined_nll']:.2f} behind another's"
-    )

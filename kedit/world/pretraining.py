@@ -1,11 +1,11 @@
-"""Pre-training of a small causal language model on texts: batches of like length, schedule, progress.
+"""Pre-training of a small language model on texts: batches of like length, schedule, progress.
 
-Knows no world and no method; the model may be any causal one of transformers.
+Knows no world and no method; the model may be any of transformers that the loss can be had of.
 """
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ from kedit.lm.text import encode, token_span
 BUCKET = 32  # batches whose documents are sorted by length: little padding
 EVERY = 5.0  # seconds between two lines of progress
 Spans = Sequence[tuple[int, int]]
+Loss = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]
+"""Of a model, ids [B, L] and which of them count [B, L]."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Pretraining:
 
     def run(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
-        unforeseen: Sequence[Spans] | None = None, limit: int = 256,
+        unforeseen: Sequence[Spans] | None = None, limit: int = 256, loss: Loss | None = None,
     ) -> None:  # fmt: skip
         """Train the model in place, and leave it in `eval`, with progress printed.
 
@@ -53,7 +55,9 @@ class Pretraining:
             texts: one document each; what does not fill a last batch is read, too.
             unforeseen: characters [start, end) of each that the model reads and need not predict.
             limit: most tokens of a document; longer ones are cut.
+            loss: by default that of every next token.
         """
+        loss = loss or next_token_loss
         started = told = time.perf_counter()
         optimizer = torch.optim.AdamW(
             parameter_groups(model, self.weight_decay), lr=self.learning_rate, betas=(0.9, 0.98)
@@ -63,12 +67,12 @@ class Pretraining:
         for step, (ids_BL, counted_BL) in enumerate(self.batches(tokenizer, texts, unforeseen, limit)):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * self.schedule.factor(step, steps)
-            loss = next_token_loss(model, ids_BL.to(model.device), counted_BL.to(model.device))
-            loss.backward()
+            found = loss(model, ids_BL.to(model.device), counted_BL.to(model.device))
+            found.backward()
             nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
+            losses.append(found.item())
             now = time.perf_counter()
             if now - told >= EVERY or step + 1 == steps:
                 print(f"base model: step {step + 1}/{steps}, loss {np.mean(losses):.3f}, {now - started:.0f} s",

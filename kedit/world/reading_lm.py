@@ -3,43 +3,34 @@
 Knows no method: whatever edits a language model can start from the folder that it writes.
 """
 
-import hashlib
-import json
 import random
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit.lm.backbones import MadeModel
-from kedit.lm.cache import cache_folder
 from kedit.lm.scoring import Span, span_nll
 from kedit.lm.text import encode
 from kedit.lm.tokenizers import train_tokenizer
 from kedit.world import reading_text
 from kedit.world import registry_text as text
+from kedit.world.made import WorldModel
 from kedit.world.pretraining import Pretraining
 from kedit.world.registry import Registry
 from kedit.world.registry_text import RELATIONS
 
-MADE_BY = ("names", "pretraining", "reading_lm", "reading_text", "registry", "registry_text")
 POSITIONS = 256
 TOKENIZER_TEXTS = 20_000
 ASKED = 400  # of each sort, that the quality is measured on
 
 
 @dataclass
-class ReadingLM(MadeModel):
+class ReadingLM(WorldModel):
     """A Llama pre-trained on the registry's text: on known facts, and on facts of strangers that a context states.
-
-    Made once for the same arguments and code, and kept in the cache (`KEDIT_CACHE`, else ~/.cache/kedit). What it is
-    worth stands in quality.json beside its weights.
 
     Args:
         known: how many persons it knows, as in RegistryEdits.
@@ -54,6 +45,10 @@ class ReadingLM(MadeModel):
         seed: of the text's choices and of the weights.
     """
 
+    stem: ClassVar[str] = "registry"
+    made_by: ClassVar[Sequence[str]] = (
+        "names", "pretraining", "reading_lm", "reading_text", "registry", "registry_text",
+    )  # fmt: skip
     known: int = 150
     registry: int = 0
     width: int = 128
@@ -66,36 +61,11 @@ class ReadingLM(MadeModel):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("known", "width", "layers", "heads", "vocabulary", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of the reading base model is {getattr(self, name)}, wanted at least 1")
+        self._positive("known", "width", "layers", "heads", "vocabulary", "steps", "batch")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} is no multiple of twice its {self.heads} heads: change `width` or `heads`"
             )
-
-    def folder(self) -> Path:
-        """Where it stands, or will stand."""
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for module in MADE_BY:
-            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
-        return cache_folder() / "models" / f"registry-{digest.hexdigest()[:16]}"
-
-    def make(self) -> Path:
-        """The Hugging Face folder that holds it, written unless it is complete."""
-        folder = self.folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # two runs may want it at once
-            if not (folder / "quality.json").exists():
-                started = time.process_time()
-                model, tokenizer = self.train()
-                processor = time.process_time() - started
-                tokenizer.save_pretrained(folder)
-                model.save_pretrained(folder)
-                quality = self.quality(model, tokenizer) | {"processor_seconds": round(processor, 1)}
-                print(f"base model in {folder}: {_told(quality)}", flush=True)
-                (folder / "quality.json").write_text(json.dumps(quality, indent=1), encoding="utf-8")
-        return folder
 
     def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model after all steps, and its tokenizer, with progress printed."""
@@ -145,7 +115,14 @@ class ReadingLM(MadeModel):
             found[f"{name}_accuracy"] = accuracy(model, tokenizer, prompts, answers)
             spans = [Span(f"{prompt} ", answer, ".") for prompt, answer in zip(prompts, answers, strict=True)]
             found[f"{name}_nll"] = float(np.mean([losses.mean() for losses in span_nll(model, tokenizer, spans)]))
-        return {name: round(value, 4) for name, value in found.items()}
+        return found
+
+    def told(self, quality: dict[str, float]) -> str:
+        percent = {name.removesuffix("_accuracy"): f"{100 * share:.1f} %" for name, share in quality.items()}
+        return (
+            f"{percent['known']} of known facts, {percent['aside']} behind a stranger's; reads {percent['read']} of "
+            f"what is stated of strangers, and {percent['contradicted']} of what contradicts it"
+        )
 
 
 @torch.no_grad()
@@ -162,11 +139,3 @@ def accuracy(
         first = len(prompt.ids)
         right += bool((likeliest_L[first:-1] == ids_1L[0, first + 1 :]).all())
     return right / len(texts)
-
-
-def _told(quality: dict[str, float]) -> str:
-    percent = {name.removesuffix("_accuracy"): f"{100 * share:.1f} %" for name, share in quality.items()}
-    return (
-        f"{percent['known']} of known facts, {percent['aside']} behind a stranger's; reads {percent['read']} of what is"
-        f" stated of strangers, and {percent['contradicted']} of what contradicts it"
-    )
