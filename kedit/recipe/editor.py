@@ -285,7 +285,7 @@ def open_memory(
     encoder = encoder_hash(networks.state_dict())
     vectors = calibration_vectors(place.memory, networks, texts, encoder)
     try:
-        gate = Gate(*vectors, rate)
+        gate = Gate(*vectors, rate, networks.pairwise)
     except ValueError as error:
         raise DataError(f"--rate: {error}") from error
     index = None if faiss is None else FaissIndex(networks.key_width, faiss)

@@ -4,7 +4,7 @@ The more keys are stored, the more similar the best of them is to anything. So t
 a few thousand held-out texts are compared with the very keys that are stored, and the margin is what all but the wanted
 share of them stay under. Knows no text and no network.
 
-Shapes: C texts for calibration, N keys, D width.
+Shapes: C texts for calibration, N keys, D width, P pairs of a text and a key.
 """
 
 import math
@@ -23,15 +23,20 @@ class Gate:
         queries_CD: of the texts for calibration; none leaves the sentinel alone to decide.
         thresholds_C: the sentinel's similarities to them.
         rate: share of such texts that may fire an edit.
+        similarity: of queries [P, D] and keys [P, D], pair by pair, never more than their inner product; by default
+            this.
 
     Raises:
         ValueError: the rate is no share.
     """
 
-    def __init__(self, queries_CD: Tensor, thresholds_C: Tensor, rate: float = 0.01) -> None:
+    def __init__(
+        self, queries_CD: Tensor, thresholds_C: Tensor, rate: float = 0.01,
+        similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         if not 0 < rate < 1:
             raise ValueError(f"the wanted rate of false activations is {rate}: give a share between 0 and 1, as 0.01")
-        self.queries_CD, self.thresholds_C, self.rate = queries_CD, thresholds_C, rate
+        self.queries_CD, self.thresholds_C, self.rate, self._similarity = queries_CD, thresholds_C, rate, similarity
         self._best_C = torch.full_like(thresholds_C, -torch.inf)
         self._number_C = torch.full_like(thresholds_C, -1, dtype=torch.int64)  # of the key that is the best
 
@@ -45,27 +50,36 @@ class Gate:
         numbers_N = torch.full((len(keys_ND),), -1) if numbers_N is None else numbers_N
         for block_ND, block_N in zip(keys_ND.split(BLOCK), numbers_N.split(BLOCK), strict=True):
             if len(block_ND):
-                best_C, place_C = (self.queries_CD @ block_ND.to(self.queries_CD).T).max(1)
+                best_C, place_C = self._compared(block_ND.to(self.queries_CD)).max(1)
                 better_C = best_C > self._best_C
                 self._best_C = torch.where(better_C, best_C, self._best_C)
                 self._number_C = torch.where(better_C, block_N.to(place_C)[place_C], self._number_C)
 
-    def forget(self, numbers_N: Tensor, search: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def forget(self, numbers_N: Tensor, search: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         """Take account of keys that are gone: only the texts whose best key is among them are compared anew.
 
         Args:
             numbers_N: of these keys.
-            search: for queries [B, D] similarity [B, 1] and number [B, 1] of the best key that stands.
+            search: for queries [B, D] and their sentinels' similarities [B] the similarity [B] and number [B] of the
+                best key that stands.
         """
         gone_C = torch.isin(self._number_C, numbers_N.to(self._number_C))
         if gone_C.any():
-            best_B1, number_B1 = search(self.queries_CD[gone_C])
-            self._best_C = self._best_C.masked_scatter(gone_C, best_B1.to(self._best_C))
-            self._number_C = self._number_C.masked_scatter(gone_C, number_B1.to(self._number_C))
+            best_B, number_B = search(self.queries_CD[gone_C], self.thresholds_C[gone_C])
+            self._best_C = self._best_C.masked_scatter(gone_C, best_B.to(self._best_C))
+            self._number_C = self._number_C.masked_scatter(gone_C, number_B.to(self._number_C))
+
+    def _compared(self, keys_ND: Tensor) -> Tensor:
+        """Similarities [C, N]; of those that cannot exceed the sentinel the inner products."""
+        scores_CN = self.queries_CD @ keys_ND.T
+        if self._similarity is not None:
+            text_P, key_P = (scores_CN > self.thresholds_C[:, None]).nonzero(as_tuple=True)
+            scores_CN[text_P, key_P] = self._similarity(self.queries_CD[text_P], keys_ND[key_P])
+        return scores_CN
 
     @property
     def excess_C(self) -> Tensor:
-        """By how much the best key of every text for calibration exceeds the sentinel; -inf without keys."""
+        """By how much the best key of every text for calibration exceeds the sentinel, if it does."""
         return self._best_C - self.thresholds_C
 
     @property

@@ -20,6 +20,7 @@ from kedit.lm.text import encode
 from kedit.recipe.encoding import device_of, encode_keys, encode_queries, like_length
 from kedit.recipe.frozen import FrozenModel
 from kedit.recipe.gate import Gate
+from kedit.recipe.nearest import Nearest, nearest
 from kedit.recipe.networks import MemoryNetworks
 from kedit.recipe.repository import Repository
 from kedit.recipe.search import FaissIndex, Index
@@ -205,8 +206,8 @@ class Memory:
         """
         self.follow()
         queries_QD, threshold_Q = encode_queries(self.networks, self.texts, [query.strip() for query in queries])
-        found = self.index.search(queries_QD, k=1)
-        similarity_Q, number_Q = found.scores_BK[:, 0].cpu(), found.numbers_BK[:, 0].tolist()
+        found = self._nearest(queries_QD, threshold_Q)
+        similarity_Q, number_Q = found.similarity_B.cpu(), found.number_B.tolist()
         threshold_Q, margin = threshold_Q.cpu(), self.gate.margin
         fires_Q = self.gate.fires(similarity_Q, threshold_Q).tolist()
         known = sorted({number for number in number_Q if number >= 0})
@@ -258,7 +259,7 @@ class Memory:
             if len(moved.added):
                 keys_RD, _ = self.repository.keys()
                 self._learn(moved.added, keys_RD[moved.added - 1])
-            self.gate.forget(torch.from_numpy(moved.dropped), self.index.search)
+            self.gate.forget(torch.from_numpy(moved.dropped), self._nearest)
         self._seen = latest
 
     def _learn(self, numbers: np.ndarray, keys_ND: np.ndarray) -> None:
@@ -266,3 +267,10 @@ class Memory:
             return
         self.index.add(numbers, keys_ND)
         self.gate.observe(torch.from_numpy(np.array(keys_ND, dtype=np.float32)), torch.from_numpy(numbers))
+
+    def _nearest(self, queries_BD: Tensor, floor_B: Tensor) -> Nearest:
+        return nearest(self.index, self._keys_of, self.networks.pairwise, queries_BD, floor_B)
+
+    def _keys_of(self, numbers: np.ndarray) -> Tensor:
+        keys_RD, _ = self.repository.keys()
+        return torch.from_numpy(np.array(keys_RD[numbers - 1], dtype=np.float32))

@@ -1,5 +1,6 @@
 """RECIPE as a LightningModule: networks that find edits and put them before a frozen language model's embeddings."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +52,7 @@ class RecipeModule(EditingModule):
         tokens: prompt vectors of an edit; 5, or the paper's 3.
         slots: parts of a key, each with an attention of its own.
         slot_width: numbers of a part.
+        strictness: how strictly all parts must agree, from 0 (their mean counts) to infinity (the least counts).
         key_width: of the paper's keys.
         sentinel_tokens: of which the paper's sentinel is made.
         margin: by which own key, sentinel and other keys are to be apart.
@@ -73,6 +75,7 @@ class RecipeModule(EditingModule):
         tokens: int | None = None,
         slots: int = 4,
         slot_width: int = 64,
+        strictness: float = 16.0,
         key_width: int = 4096,
         sentinel_tokens: int = 10,
         margin: float = 0.1,
@@ -91,12 +94,15 @@ class RecipeModule(EditingModule):
         if trunk_share < 0:
             raise ValueError(f"model.trunk_share is {trunk_share}, wanted a share of the learning rate, as 0.1")
         tokens = tokens or (3 if reference else 5)
-        self.sizes = {"tokens": tokens, "slots": slots, "slot_width": slot_width}
+        sizes: dict[str, float] = {"tokens": tokens, "slots": slots, "slot_width": slot_width}
         if reference:
-            self.sizes = {"tokens": tokens, "key_width": key_width, "sentinel_tokens": sentinel_tokens}
-        for name, value in self.sizes.items():
+            sizes = {"tokens": tokens, "key_width": key_width, "sentinel_tokens": sentinel_tokens}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"model.{name} is {value}, wanted at least 1")
+        if not 0 <= strictness < math.inf:
+            raise ValueError(f"model.strictness is {strictness}, wanted 0 or a positive number, as 16")
+        self.sizes = sizes if reference else {**sizes, "strictness": strictness}
         self.weights = weights or Weights(locality=1.0 if reference else 0.0)
         self.objective: Objective = SlotObjective(self.weights, margin)
         if reference:

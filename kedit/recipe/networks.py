@@ -19,6 +19,8 @@ from kedit.recipe.texts import TextBatch
 
 Embed = Callable[[Tensor], Tensor]
 """The frozen language model's input embeddings: ids [...] to [..., E]."""
+Similarity = Callable[[Tensor, Tensor], Tensor]
+"""Of queries [P, D] and keys [P, D], pair by pair: [P], never more than their inner product."""
 
 
 class MemoryNetworks(nn.Module, ABC):
@@ -44,6 +46,15 @@ class MemoryNetworks(nn.Module, ABC):
     def queries(self, texts: TextBatch) -> Tensor:
         """Queries [N, D], to be compared with keys."""
 
+    def similarities(self, queries_QD: Tensor, keys_KD: Tensor) -> Tensor:
+        """How much every query means every key: [Q, K], never more than their inner product."""
+        return queries_QD @ keys_KD.T
+
+    @property
+    def pairwise(self) -> Similarity | None:
+        """The same pair by pair; None where it is the inner product."""
+        return None
+
     @abstractmethod
     def threshold(self, queries_ND: Tensor) -> Tensor:
         """The sentinel's similarity [N]: what a key must exceed to be meant by a query."""
@@ -60,7 +71,8 @@ class SlotNetworks(MemoryNetworks):
     a sum of token embeddings under an attention of its own, and what the trunk knows of the context is added.
 
     - slots: slot_s = normalise(P e_s + C h_s), e_s and h_s the trunk's input embeddings and states under attention s;
-      the same for keys and queries. The similarity, an inner product, is the mean of the slots' cosines.
+      the same for keys and queries. The similarity is a soft minimum of the slots' cosines c_s,
+      -1/b log mean exp(-b c_s): subject and relation must both agree. The inner product is their mean, never less.
     - prompt vectors: p_t = f_t + C' h_t, f_t the language model's own embeddings under attention t, C' zero at the
       start.
     - sentinel: a learned number and a small term of the query.
@@ -71,16 +83,21 @@ class SlotNetworks(MemoryNetworks):
         tokens: T.
         slots: S.
         slot_width: W.
+        strictness: b; 0 for the mean.
     """
 
     key_reads_target = False
 
-    def __init__(self, trunk: PreTrainedModel, width: int, tokens: int = 5, slots: int = 4, slot_width: int = 64):
+    def __init__(
+        self, trunk: PreTrainedModel, width: int, tokens: int = 5, slots: int = 4, slot_width: int = 64,
+        strictness: float = 16.0,
+    ):  # fmt: skip
         super().__init__()
         hidden = trunk.config.hidden_size
         trunk.pooler = None  # type: ignore[assignment]  # it would have no gradient
         self.trunk = trunk
         self.tokens, self.slots, self.slot_width, self.key_width = tokens, slots, slot_width, slots * slot_width
+        self.strictness = strictness
         self.slot_attention = _Attention(slots, 2 * hidden)
         self.slot_copy = nn.Linear(hidden, slot_width, bias=False)
         self.slot_context = _zeros(nn.Linear(hidden, slot_width, bias=False))
@@ -99,6 +116,25 @@ class SlotNetworks(MemoryNetworks):
         weights_NSL = self.slot_attention(torch.cat([states_NLH, embedded_NLH], -1), texts.real_NL)
         slots_NSW = self.slot_copy(weights_NSL @ embedded_NLH) + self.slot_context(weights_NSL @ states_NLH)
         return (nn.functional.normalize(slots_NSW, dim=-1) / math.sqrt(self.slots)).flatten(1)
+
+    @property
+    def pairwise(self) -> Similarity | None:
+        return self._similarity if self.strictness else None
+
+    def _similarity(self, queries_PD: Tensor, keys_PD: Tensor) -> Tensor:
+        products_PSW = (queries_PD * keys_PD).unflatten(-1, (self.slots, self.slot_width))
+        return self._agreement(products_PSW.sum(-1) * self.slots)
+
+    def similarities(self, queries_QD: Tensor, keys_KD: Tensor) -> Tensor:
+        if not self.strictness:
+            return queries_QD @ keys_KD.T
+        slots = (self.slots, self.slot_width)
+        cosines = torch.einsum("qsw,ksw->qks", queries_QD.unflatten(-1, slots), keys_KD.unflatten(-1, slots))
+        return self._agreement(cosines * self.slots)
+
+    def _agreement(self, cosines: Tensor) -> Tensor:
+        """[..., S] to [...]."""
+        return (math.log(self.slots) - torch.logsumexp(-self.strictness * cosines, -1)) / self.strictness
 
     def threshold(self, queries_ND: Tensor) -> Tensor:
         return self.sentinel + 0.2 * torch.tanh(self.sentinel_of_query(queries_ND)[:, 0])

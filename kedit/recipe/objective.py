@@ -128,7 +128,7 @@ class SlotObjective(Objective):
             negatives_FD = networks.keys(batch.negatives) if len(batch.negatives) else queries_QD[:0]
         keys_BD = networks.keys(batch.keys)
         keys_KD = torch.cat([keys_BD, negatives_FD])
-        similarity_QK, threshold_Q = queries_QD @ keys_KD.T, networks.threshold(queries_QD)
+        similarity_QK, threshold_Q = networks.similarities(queries_QD, keys_KD), networks.threshold(queries_QD)
         loss = finding_loss(
             similarity_QK, threshold_Q, batch.own_Q, batch.ignore_QK, networks.scale, self.margin
         )  # fmt: skip

@@ -31,7 +31,7 @@ from kedit.running.runs import Run, RunFolder, existing_run, find_checkpoint, in
 FOLDER, DESCRIPTION, TRUNK, CALIBRATION = "memory", "memory.json", "trunk", "calibration.jsonl"
 WEIGHTS = "networks.safetensors"
 PREFIX = "networks."
-FORMAT = 1
+FORMAT = 2
 USAGE = """\
 ```python
 from kedit.editing.edits import Edit
@@ -67,7 +67,7 @@ class Trained:
 
     base: str
     width: int
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
     reference: bool = False
     key_reads_target: bool = False
     revision: str | None = None

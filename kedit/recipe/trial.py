@@ -55,7 +55,8 @@ class Trial:
         """An editor of the networks as they are, with a repository that goes away again."""
         networks, texts = self.module.networks, self.module.text_encoder()
         with self._as_used(), tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
-            gate = Gate(*encode_queries(networks, texts, self.data.texts_for_calibration()), self.evaluation.rate)
+            calibration = encode_queries(networks, texts, self.data.texts_for_calibration())
+            gate = Gate(*calibration, self.evaluation.rate, networks.pairwise)
             store = Repository.open(folder, encoder=encoder_hash(networks.state_dict()), key_width=networks.key_width)
             memory = Memory(networks, texts, None, store, gate, context=self.module.trained.context)
             with RecipeEditor(memory, self.module.language_model) as editor:
@@ -103,7 +104,7 @@ class Trial:
         with self._as_used():
             keys_ND = encode_keys(networks, texts, [*held, *self._stored()])
             queries_QD, threshold_Q = encode_queries(networks, texts, [prompt for _, prompt in asked])
-            similarity_QN = queries_QD @ keys_ND.T
+            similarity_QN = networks.similarities(queries_QD, keys_ND)
         own_Q1 = torch.tensor([[place] for place, _ in asked], device=keys_ND.device)
         own = similarity_QN.gather(1, own_Q1)[:, 0]
         return {"own": own, "best_other": similarity_QN.scatter(1, own_Q1, -torch.inf).amax(1), "sentinel": threshold_Q}

@@ -281,7 +281,7 @@ def test_of_a_runs_checkpoints_the_best_is_taken(run, bases):
     [
         (lambda run: (run / "memory" / "memory.json").unlink(), "no run of RECIPE"),
         (lambda run: (run / "memory" / "memory.json").write_text("{"), "damaged"),
-        (lambda run: (run / "memory" / "memory.json").write_text('{"format": 9}'), "format 9, wanted 1"),
+        (lambda run: (run / "memory" / "memory.json").write_text('{"format": 9}'), "format 9, wanted 2"),
         (lambda run: (run / "last.ckpt").write_bytes(b""), "no complete checkpoint"),
         (
             lambda run: torch.save({"state_dict": {"model.x": torch.ones(1)}}, run / "last.ckpt"),
@@ -439,4 +439,4 @@ def test_peft_puts_the_prompt_vectors_of_an_edit_where_we_do(bases, tmp_path, na
 def test_a_description_of_another_time_is_read(run):
     describe(run, more="later")
     assert read_trained(run / "memory").width == 32
-    assert trained_file.FORMAT == 1
+    assert trained_file.FORMAT == 2

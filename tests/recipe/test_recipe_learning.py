@@ -45,6 +45,12 @@ def networks(tokenizer):
     return SlotNetworks(trunk, 32, tokens=3, slots=2, slot_width=8).eval()
 
 
+def slots_of(count, generator):
+    """Keys or queries as networks of two slots of eight numbers make them."""
+    drawn = torch.randn(count, 2, 8, generator=generator)
+    return (torch.nn.functional.normalize(drawn, dim=-1) / 2**0.5).flatten(1)
+
+
 def edits():
     found = []
     for person in PEOPLE:
@@ -279,9 +285,9 @@ def test_of_the_keys_that_are_gone_the_gate_knows_nothing():
         gate.observe(keys[part], numbers[part])
 
     def best(standing):
-        def search(queries_BD):
+        def search(queries_BD, thresholds_B):
             compared.append(len(queries_BD))
-            found = (queries_BD @ keys[standing].T).topk(1)
+            found = (queries_BD @ keys[standing].T).max(1)
             return found.values, numbers[standing][found.indices]
 
         return search
@@ -295,6 +301,20 @@ def test_of_the_keys_that_are_gone_the_gate_knows_nothing():
         assert gate.margin == pytest.approx(fresh.margin)
     assert compared[0] < 20  # the others' best key still stands
     assert len(compared) == 2
+
+
+def test_the_gate_goes_by_the_similarity_and_not_by_the_inner_product(networks):
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (slots_of(count, generator) for count in (300, 500))
+    thresholds = torch.full((300,), 0.2)
+    gate = Gate(queries, thresholds, 0.1, networks.pairwise)
+    gate.observe(keys[:200])
+    gate.observe(keys[200:])
+    excess_C = networks.similarities(queries, keys).amax(1) - thresholds
+    assert 0 < gate.margin == pytest.approx(float(excess_C.sort(descending=True).values[30]), abs=1e-6)
+    plain = Gate(queries, thresholds, 0.1)
+    plain.observe(keys)
+    assert plain.margin > gate.margin + 0.01
 
 
 def test_the_gate_without_texts_is_the_sentinel():

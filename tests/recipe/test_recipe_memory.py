@@ -56,7 +56,7 @@ def test_a_question_means_the_edit_of_its_prompt_and_others_mean_none(memory):
 def test_a_decision_tells_the_nearest_edit_and_its_numbers(memory):
     memory.add(EDITS)
     queries_QD, threshold_Q = encode_queries(memory.networks, memory.texts, OTHERS)
-    similarity_QN = queries_QD @ torch.from_numpy(memory.keys(EDITS)).T
+    similarity_QN = memory.networks.similarities(queries_QD, torch.from_numpy(memory.keys(EDITS)))
     for place, decision in enumerate(memory.decide(OTHERS)):
         assert decision.edit.edit.text == EDITS[int(similarity_QN[place].argmax())].text
         assert decision.similarity == pytest.approx(float(similarity_QN[place].max()), abs=1e-6)

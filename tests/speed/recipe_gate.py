@@ -22,6 +22,7 @@ from kedit.editing.edits import Edit
 from kedit.recipe.data import questions
 from kedit.recipe.encoding import calibration_vectors, encode_keys, encode_queries
 from kedit.recipe.gate import Gate
+from kedit.recipe.nearest import nearest
 from kedit.recipe.networks import MemoryNetworks
 from kedit.recipe.search import Index
 from kedit.recipe.tables import prompt_hash
@@ -102,7 +103,7 @@ def gate_of(options: argparse.Namespace, networks: MemoryNetworks, texts: TextEn
             parts.append(encode_queries(networks, texts, questions([NaturalQuestions(file)])))
     queries_CD, thresholds_C = (torch.cat(one) for one in zip(*parts, strict=True))
     print(f"{len(thresholds_C):,} texts for calibration: {' '.join(options.calibration)}; wanted {options.rate:.1%}")
-    return Gate(queries_CD, thresholds_C, options.rate)
+    return Gate(queries_CD, thresholds_C, options.rate, networks.pairwise)
 
 
 def of_edits(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Edit], judged: int) -> dict[str, Asked]:
@@ -124,17 +125,19 @@ def of_edits(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Edit]
     }  # fmt: skip
 
 
-def judge(asked: Asked, index: Index, gate: Gate) -> Row:
-    found = index.search(asked.queries_QD, k=1)
-    similarity_Q, number_Q = found.scores_BK[:, 0].cpu(), torch.as_tensor(found.numbers_BK[:, 0]).cpu()
+def judge(asked: Asked, index: Index, gate: Gate, networks: MemoryNetworks) -> Row:
+    # without a floor where it is also told how often the own key is the nearest of all
+    floor_Q = asked.thresholds_Q.masked_fill(asked.own_Q.to(asked.thresholds_Q.device) > 0, -torch.inf)
+    found = nearest(index, index.keys, networks.pairwise, asked.queries_QD, floor_Q)
+    similarity_Q, number_Q = found.similarity_B.cpu(), found.number_B.cpu()
     threshold_Q = asked.thresholds_Q.cpu()
     above_Q, fired_Q = similarity_Q > threshold_Q, gate.fires(similarity_Q, threshold_Q)
-    nearest = float("nan")
+    own_nearest = float("nan")
     if bool(asked.own_Q.any()):
         is_own_Q = number_Q == asked.own_Q
-        nearest = float(is_own_Q.float().mean())
+        own_nearest = float(is_own_Q.float().mean())
         above_Q, fired_Q = above_Q & is_own_Q, fired_Q & is_own_Q
-    return Row(len(similarity_Q), float(above_Q.float().mean()), float(fired_Q.float().mean()), nearest)
+    return Row(len(similarity_Q), float(above_Q.float().mean()), float(fired_Q.float().mean()), own_nearest)
 
 
 def measure(options: argparse.Namespace) -> dict[int, tuple[float, dict[str, Row]]]:
@@ -156,7 +159,7 @@ def measure(options: argparse.Namespace) -> dict[int, tuple[float, dict[str, Row
             gate.observe(keys_ND)
         done = count
         asked = nothing | of_edits(networks, texts, edits[:count], options.judged)
-        found[count] = (gate.margin, {name: judge(one, index, gate) for name, one in asked.items()})
+        found[count] = (gate.margin, {name: judge(one, index, gate, networks) for name, one in asked.items()})
         print(f"{count:,} edits: margin {gate.margin:.3f}", flush=True)
     return found
 
