@@ -1,7 +1,6 @@
 """The search among keys against a sort of all products."""
 
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -175,61 +174,7 @@ def test_without_faiss_the_message_says_what_to_install(monkeypatch):
         FaissIndex(4)
 
 
-class StandIn:
-    """What `FaissIndex` asks of FAISS, where that is not installed: exact, and as picky about types and shapes."""
-
-    def __init__(self, width: int) -> None:
-        self.keys: dict[int, np.ndarray] = {}
-        self.is_trained, self.width = False, width
-
-    @property
-    def ntotal(self) -> int:
-        return len(self.keys)
-
-    def train(self, keys: np.ndarray) -> None:
-        assert keys.dtype == np.float32
-        self.is_trained = True
-
-    def add_with_ids(self, keys: np.ndarray, numbers: np.ndarray) -> None:
-        assert keys.dtype == np.float32
-        assert keys.flags.c_contiguous
-        assert numbers.dtype == np.int64
-        assert self.is_trained
-        assert not self.keys.keys() & set(numbers.tolist())
-        self.keys |= dict(zip(numbers.tolist(), keys, strict=True))
-
-    def remove_ids(self, numbers: np.ndarray) -> int:
-        return sum(self.keys.pop(number, None) is not None for number in numbers.tolist())
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.array([*self.keys, *[-1] * k])
-        products = np.concatenate([queries @ np.stack([*self.keys.values()]).T, np.full((len(queries), k), -3.4e38)], 1)
-        order = np.argsort(-products, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(products, order, 1).astype(np.float32), numbers[order]
-
-
-@pytest.fixture
-def faiss(monkeypatch):
-    """FAISS, or a stand-in where it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-
-        def factory(width: int, name: str, metric: int) -> StandIn:
-            if name != "Flat":
-                raise RuntimeError(f"could not parse {name}")
-            return StandIn(width)
-
-        module = types.SimpleNamespace(
-            index_factory=factory, try_extract_index_ivf=lambda inner: None, IndexIDMap=lambda inner: inner,
-            METRIC_INNER_PRODUCT=0,
-        )  # fmt: skip
-        monkeypatch.setitem(sys.modules, "faiss", module)
-    else:
-        return faiss
-
-
-def test_faiss_answers_as_the_index_of_torch_does(faiss):
+def test_faiss_answers_as_the_index_of_torch_does():
     ours, theirs = Index(8), FaissIndex(8)
     keys, queries = unit(50, 8), unit(5, 8, 1)
     for index in (ours, theirs):
@@ -251,7 +196,6 @@ def test_faiss_answers_as_the_index_of_torch_does(faiss):
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "RR8,IVF16,Flat"])
 def test_faiss_finds_keys_by_their_numbers_after_others_are_gone(factory):
-    pytest.importorskip("faiss", reason="FAISS is an extra")
     index, keys = FaissIndex(8, factory), unit(700, 8)
     index.add(range(700), keys.numpy())
     index.add([5, 900], -keys[[5, 6]].numpy())
@@ -263,7 +207,6 @@ def test_faiss_finds_keys_by_their_numbers_after_others_are_gone(factory):
 
 
 def test_faiss_does_not_train_on_too_few_keys():
-    pytest.importorskip("faiss", reason="FAISS is an extra")
     index = FaissIndex(8, "IVF16,Flat")
     with pytest.raises(DataError, match="'IVF16,Flat' of faiss cannot be trained on 3 keys"):
         index.add(range(3), unit(3, 8).numpy())
@@ -273,6 +216,5 @@ def test_faiss_does_not_train_on_too_few_keys():
 
 @pytest.mark.parametrize("factory", ["HNSW16", "IVF16,Flat,RFlat"])
 def test_a_faiss_index_that_cannot_forget_is_refused(factory):
-    pytest.importorskip("faiss", reason="FAISS is an extra")
     with pytest.raises(DataError, match=f"no index '{factory}' from which keys can be taken"):
         FaissIndex(8, factory)
