@@ -206,9 +206,10 @@ class Memory:
         """
         self.follow()
         queries_QD, threshold_Q = encode_queries(self.networks, self.texts, [query.strip() for query in queries])
-        found = self._nearest(queries_QD, threshold_Q)
+        margin = self.gate.margin
+        found = self._nearest(queries_QD, threshold_Q + margin)
         similarity_Q, number_Q = found.similarity_B.cpu(), found.number_B.tolist()
-        threshold_Q, margin = threshold_Q.cpu(), self.gate.margin
+        threshold_Q = threshold_Q.cpu()
         fires_Q = self.gate.fires(similarity_Q, threshold_Q).tolist()
         known = sorted({number for number in number_Q if number >= 0})
         edits = dict(zip(known, self.repository.numbered(known), strict=True))
