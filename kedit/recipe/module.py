@@ -187,7 +187,7 @@ class RecipeModule(EditingModule):
             revision=self.backbone.revision, dtype=self.backbone.dtype, longest=self.longest, bos=self.bos,
             key_reads_target=self.reference,
         )  # fmt: skip
-        self.networks: MemoryNetworks = build_networks(self.trained, trunk)
+        self.networks: MemoryNetworks = build_networks(self.trained, trunk).train()  # a pretrained trunk comes in eval
         self.trial = Trial(self, self.data)
 
     def _take_embeddings(self, trunk: PreTrainedModel) -> None:

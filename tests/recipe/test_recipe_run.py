@@ -6,6 +6,7 @@ import pytest
 import tiny_edits
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from kedit.cli import main
 from kedit.editing.edits import Edit
@@ -27,7 +28,8 @@ def fitted(tmp_path, monkeypatch, base):
         config = tiny_edits.CONFIG.format(name=name, base=base, reference=str(reference).lower(), workers=0, epochs=2)
         (tmp_path / f"{name}.yaml").write_text(config)
         assert main(["fit", "--config", f"{name}.yaml", "--test_after_fit", "true", *options]) == 0
-        return json.loads((tmp_path / "logs" / name / "results.json").read_text())
+        results = tmp_path / "logs" / name / "results.json"
+        return json.loads(results.read_text()) if results.exists() else {}
 
     return run
 
@@ -72,6 +74,19 @@ def test_the_results_are_those_that_were_promised(fitted, tmp_path, capsys):
 def test_the_paper_s_networks_run_too(fitted):
     results = fitted("paper", reference=True)
     assert results["test/edits"] == 8
+
+
+def test_a_pretrained_encoder_learns_with_its_own_dropout(fitted, tmp_path, base, recwarn):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    trunk = AutoModel.from_config(
+        AutoConfig.for_model("roberta", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+                             num_attention_heads=2, intermediate_size=16, max_position_embeddings=66)
+    )  # fmt: skip
+    for part in (tokenizer, trunk):
+        part.save_pretrained(tmp_path / "trunk")
+    fitted("one", "--model.init_args.trunk", json.dumps({"name": str(tmp_path / "trunk"), "architecture": None}),
+           "--test_after_fit", "false", "--trainer.max_epochs", "1")  # fmt: skip
+    assert not [one for one in recwarn if "eval mode" in str(one.message)]
 
 
 def test_a_tested_run_gives_the_same_again(fitted, tmp_path):
