@@ -3,7 +3,6 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kedit.world import base_lm
 from kedit.world.base_lm import WorldLM
@@ -16,35 +15,9 @@ def small(monkeypatch, tmp_path):
     return WorldLM(known=60, width=16, layers=1, heads=2, vocabulary=700, steps=4, batch=4)
 
 
-def test_is_made_once_and_loads_with_the_stock_classes(small, capsys):
-    folder = small.make()
-    told = capsys.readouterr().out
-    assert "step 4/4" in told
-    assert "% of known facts" in told
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    assert model.config.vocab_size == len(tokenizer)
-    quality = json.loads((folder / "quality.json").read_text())
+def test_its_quality_tells_what_definitions_are_worth(small):
+    quality = json.loads((small.make() / "quality.json").read_text())
     assert quality["gain"] == pytest.approx(quality["new_nll"] - quality["defined_nll"], abs=1e-3)
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert small.make() == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert not capsys.readouterr().out, "nothing is made a second time"
-
-
-def test_a_folder_without_its_quality_is_made_again(small):
-    folder = small.make()
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "quality.json").unlink()
-    (folder / "model.safetensors").write_bytes(b"half")
-    small.make()
-    assert (folder / "model.safetensors").read_bytes() == weights, "the same arguments give the same weights"
-
-
-def test_other_arguments_are_another_model(small):
-    other = WorldLM(known=60, width=16, layers=1, heads=2, vocabulary=700, steps=4, batch=4, seed=1)
-    assert other.folder() != small.folder()
 
 
 def test_documents_are_padded_on_the_right_and_begin_as_behind_a_space(small):
@@ -68,9 +41,3 @@ def test_training_lowers_the_loss(monkeypatch, tmp_path):
     with torch.no_grad():
         ids = next(one._batches(tokenizer, ["Sanno was a child in Tavor."] * 4))
         assert base_lm._loss(model, ids, tokenizer.pad_token_id) < 0.8 * torch.tensor(float(len(tokenizer))).log()
-
-
-@pytest.mark.parametrize(("arguments", "said"), [({"steps": 0}, "steps"), ({"width": 30}, "heads")])
-def test_impossible_arguments_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        WorldLM(**arguments)
