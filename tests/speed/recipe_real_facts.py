@@ -1,12 +1,11 @@
 """RECIPE on real facts: all 10,000 edits of counterfact-edit one after another, then ZsRE and KnowEdit, by a small
 model pre-trained on the spot.
 
-The base model is told facts of ParaRel in ParaRel's and counterfact-train's wordings, sentences of T-REx and
-wikitext2's validation text; it learns to read by documents that state something made up and use it in other words. None
-holds a new target of counterfact-edit beside its subject: those subjects are told with true facts only. RECIPE learns
+The base model is told ParaRel's facts, and learns to read by documents that state something made up and use it in other
+words, in counterfact-train's wordings; what is made up is never of a subject that counterfact-edit edits. RECIPE learns
 from counterfact-train. Everything is kept in the work folder, and what is there already is not done again.
 
-    KEDIT_DATA=FOLDER python tests/speed/recipe_real_facts.py WORK_FOLDER [--documents 120000] [--steps 600]
+    KEDIT_DATA=FOLDER python tests/speed/recipe_real_facts.py WORK_FOLDER [--steps 4000] [--recipe_steps 800]
 """
 
 import argparse
@@ -18,40 +17,31 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from kedit.benchmarks import Sentences
 from kedit.lm.tokenizers import train_tokenizer
-from kedit.world.pretraining import Pretraining, Spans, next_token_loss
+from kedit.world.pretraining import Pretraining
 from kedit.world.reading_lm import accuracy
 
-CONTEXT, VOCABULARY, WIDTH, LAYERS, HEADS = 256, 6000, 192, 2, 6
-DOCUMENT_TOKENS, BATCH = 128, 16
+VOCABULARY, WIDTH, LAYERS, HEADS = 4000, 128, 2, 4
+HEAD_WIDTH = 64  # what a head copies has to fit
+BATCH, LEARNING_RATE, DOCUMENT_TOKENS = 32, 4e-3, 160
 READ_TOKENS = 64
 """Of a query by RECIPE's encoder, the last ones: CounterFact's paraphrases have an unrelated sentence before them."""
-KINDS = {"told": 0.25, "read": 0.42, "free": 0.14, "copied": 0.12, "aside": 0.05, "text": 0.02}
-EDITED = 0.7  # share of told facts that are of subjects which counterfact-edit edits
-LONG = 0.2  # share of stated objects that are any name instead of one of the relation's
-NOISE = 0.25  # share of uses that an unrelated sentence stands before
-WORDED = 0.1  # share of documents whose wordings are to be predicted, too
-FREE = ["The {r} of {s} is {o}.", "The name of the {r} of {s} is {o}.", "What is the {r} of {s}? {o}.",
-        "{s}'s {r} is {o}.", "Which {r} does {s} have? {o}.", "Who or what is the {r} of {s}? {o}.",
-        "What {r} is {s} of? {o}."]  # fmt: skip
+COPY_FIRST = 0.1  # share of documents, the first ones, that only teach to copy
+COPIED, TOLD = 0.01, 0.12  # shares of the others
+EDITED = 0.6  # share of told facts that are of subjects which counterfact-edit edits
+STATED = (1, 1, 1, 1, 2, 2)  # facts that a document makes up
+NOISE = 0.35  # share of paraphrases that keep the unrelated sentence before them
+KNOWN = 0.5  # share of what is made up that is of subjects about which something else is told
+FOREIGN = 0.12  # share of what is made up that is of relations which CounterFact has not
+FORMS = ["The {r} of {s} is", "The name of the {r} of {s} is", "What is the {r} of {s}?", "{s}'s {r} is",
+         "Which {r} does {s} have?", "Who is the {r} of {s}?", "What {r} does {s} belong to?"]  # fmt: skip
 ASKED = 500
 JUDGED = {
     "CounterFact": ["CounterFact", "counterfact/counterfact-edit.json"],
@@ -65,265 +55,158 @@ COLUMNS = ["reliability", "generality", "locality", "portability"]
 # the text to read -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Facts:
-    """What the documents are made of.
-
-    Args:
-        true: facts (subject, relation, object) of subjects that counterfact-edit does not edit.
-        edited: facts of those that it does.
-        wordings: of each relation, "{s} was born in {o}."
-        objects: of each relation.
-        strangers: subjects that counterfact-edit does not edit: only of them things are made up.
-        nouns: for relations that have no wordings of their own.
-        sentences: plain text.
-    """
-
-    true: list[tuple[str, str, str]] = field(default_factory=list)
-    edited: list[tuple[str, str, str]] = field(default_factory=list)
-    wordings: dict[str, list[str]] = field(default_factory=dict)
-    objects: dict[str, list[str]] = field(default_factory=dict)
-    strangers: list[str] = field(default_factory=list)
-    nouns: list[str] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
 def rows(source: Path, name: str) -> list[dict[str, str]]:
     return json.loads((source / "counterfact" / f"counterfact-{name}.json").read_text(encoding="utf-8"))
 
 
-def read_facts(source: Path, rng: random.Random) -> Facts:
-    edited = {row["subject"] for row in rows(source, "edit")}
-    facts, objects = Facts(), defaultdict(list)
-    relations: dict[tuple[str, str], str] = {}
-    for one in lines(source / "facts" / "pararel_facts.jsonl"):
-        fact = (one["subject"], one["relation"], one["object"])
-        (facts.edited if fact[0] in edited else facts.true).append(fact)
-        relations[fact[0], fact[2]] = fact[1]
-        objects[fact[1]].append(fact[2])
-    facts.objects = dict(objects)
-    facts.wordings = wordings(source, relations)
-    facts.true = [fact for fact in facts.true if fact[1] in facts.wordings]
-    facts.edited = [fact for fact in facts.edited if fact[1] in facts.wordings]
-    facts.strangers = sorted({fact[0] for fact in facts.true})
-    plain = [question.question for question in Sentences(source / "wikitext2" / "valid.txt")]
-    counts = Counter(word for text in plain for word in re.findall(r"\b[a-z]{4,11}\b", text))
-    facts.nouns = [word for word, count in counts.items() if 4 <= count <= 150]
-    stated = [one["sentence"] for one in lines(source / "facts" / "trex_sentences.jsonl")]
-    facts.sentences = [text for text in plain + rng.sample(stated, len(plain)) if len(text) < 250]
-    return facts
-
-
-def wordings(source: Path, relations: dict[tuple[str, str], str]) -> dict[str, list[str]]:
-    """Of each relation, from ParaRel's patterns and counterfact-train's prompts and paraphrases that come twice."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in lines(source / "facts" / "pararel_patterns.jsonl"):
-        pattern = re.sub(r"\s+([.,])", r"\1", one["pattern"].strip())
-        pattern = pattern if pattern.endswith(".") else f"{pattern}."
-        found[one["relation"]][pattern.replace("[X]", "{s}").replace("[Y]", "{o}")] += 2
-    for row in rows(source, "train"):
-        relation = relations.get((row["subject"], row["ground_truth"]))
-        for prompt in (row["prompt"], row["rephrase_prompt"]):
-            last = re.split(r"(?<=[.?!])\s+(?=\S*\{s\}|[A-Z])|\n+", prompt.replace(row["subject"], "{s}"))
-            # "What is the twin city of {s}? It is" is one wording in two sentences
-            text = last[-1] if "{s}" in last[-1] else " ".join(last[-2:])
-            if relation and text.count("{s}") == 1 and "{" not in text.replace("{s}", ""):
-                found[relation][f"{text.strip()} {{o}}."] += 1
-    kept = {relation: [text for text, count in counts.items() if count > 1 and text.count("{o}") == 1]
-            for relation, counts in found.items()}  # fmt: skip
-    return {relation: texts for relation, texts in kept.items() if len(texts) > 1}
-
-
 class Writer:
-    """Writes documents: their texts, and the characters of each that nothing before them tells.
+    """Writes documents, of wordings with {s} for the subject that end where the object stands.
+
+    Attributes:
+        told, edited: true facts (subject, relation, object) of all subjects, and of those that counterfact-edit edits.
+        wordings: of each relation of true facts.
 
     Args:
-        facts: what they are made of.
+        source: folder of the data.
         rng: where the choices come from.
     """
 
-    def __init__(self, facts: Facts, rng: random.Random) -> None:
-        self.facts, self.rng = facts, rng
+    def __init__(self, source: Path, rng: random.Random) -> None:
+        self.rng, train = rng, rows(source, "train")
+        judged = {row["subject"] for row in rows(source, "edit")}
+        with (source / "facts" / "pararel_facts.jsonl").open(encoding="utf-8") as file:
+            facts = [(one["subject"], one["relation"], one["object"]) for one in map(json.loads, file)]
+        relations = {(subject, object_): relation for subject, relation, object_ in facts}
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.pairs, self.alike, self.known = [], defaultdict(list), defaultdict(list)
+        for row in train:
+            prompt, paraphrase = (row[key].replace(row["subject"], "{s}") for key in ("prompt", "rephrase_prompt"))
+            self.pairs.append((prompt, paraphrase))
+            self.alike[prompt] += [row["target_new"], row["ground_truth"]]
+            if row["subject"] not in judged:
+                self.known[prompt].append(row["subject"])
+            if relation := relations.get((row["subject"], row["ground_truth"])):
+                counts[relation][prompt] += 1
+        self.objects = [object_ for alike in self.alike.values() for object_ in alike]
+        self.wordings = {relation: often for relation, found in counts.items()
+                         if (often := [wording for wording, count in found.items() if count > 2])}  # fmt: skip
+        self.told = [fact for fact in facts if fact[1] in self.wordings]
+        self.edited = [fact for fact in self.told if fact[0] in judged]
+        self.strangers = sorted(({fact[0] for fact in facts} | {row["subject"] for row in train}) - judged)
+        text = (source / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
+        words = Counter(re.findall(r"\b[a-z]{4,11}\b", text))
+        self.nouns = [word for word, count in words.items() if 4 <= count <= 150]
 
     def document(self) -> tuple[str, list[tuple[int, int]]]:
-        rng, facts = self.rng, self.facts
-        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        if kind == "text":
-            return rng.choice(facts.sentences), []
-        if kind == "copied":
-            names = ", ".join(rng.sample(facts.strangers, rng.randint(3, 8))) + "."
-            return f"{names} {names}", [(0, len(names))]
-        if kind == "told":
-            stated, used = [], [self._known() for _ in range(rng.choice((4, 6, 8)))]
-        else:
-            stated = self._free() if kind == "free" else self._stated()
-            used = stated * rng.choice((1, 2)) if kind != "aside" else [self._known()]
-            rng.shuffle(used)
-        worded = rng.random() < WORDED
-        text, unforeseen, said = "", [], defaultdict(set)
-        for number, fact in enumerate([*stated, *used]):
-            use = number >= len(stated)
-            if use and stated and rng.random() < NOISE:
-                noise = " ".join(rng.choice(facts.sentences).split()[-rng.randint(3, 12) :])
-                unforeseen.append((len(text), len(text) + len(noise)))
-                text += noise + " "
-            choices = facts.wordings.get(fact[1], FREE)
-            if use:  # to be predicted: the subject has to stand before
-                choices = [one for one in choices if one.index("{s}") < one.index("{o}")]
-            wording = rng.choice([one for one in choices if one not in said[fact]] or choices)
-            said[fact].add(wording)
-            filled = wording.replace("{r}", fact[1])
-            name = len(text) + filled.index("{s}")
-            before, after = filled.replace("{s}", fact[0]).split("{o}")
-            begin = len(text) + len(before)
-            end = begin + len(fact[2]) + len(after)
-            if not use:
-                unforeseen.append((begin, end) if worded else (len(text), end))
-            elif not worded:
-                # the rest of a name that was read before is foreseen by its first word
-                named = name + len(fact[0].split()[0] if stated else fact[0])
-                # a token holds the space before it: the object's is no part of what is not to be predicted
-                unforeseen += [(len(text), named), (name + len(fact[0]), begin - before.endswith(" "))]
-                unforeseen.append((begin + len(fact[2]) + 1, end))
-            text += f"{before}{fact[2]}{after} "
-        return text.rstrip(), [(start, end) for start, end in unforeseen if end > start]
+        """A text and the characters of it that are not to be predicted: all but used or known objects."""
+        kind = self.rng.random()
+        if kind < COPIED:
+            return self.copied()
+        if kind < COPIED + TOLD:
+            known = [self.rng.choice(self.edited if self.rng.random() < EDITED else self.told) for _ in range(3)]
+            return _written([(self.rng.choice(self.wordings[relation]), subject, object_, True)
+                             for subject, relation, object_ in known])  # fmt: skip
+        made = [self._made() for _ in range(self.rng.choice(STATED))]
+        used = [(wording, subject, object_, True) for _, wording, subject, object_ in made]
+        self.rng.shuffle(used)
+        return _written([(prompt, subject, object_, False) for prompt, _, subject, object_ in made] + used)
 
-    def _known(self) -> tuple[str, str, str]:
-        return self.rng.choice(self.facts.edited if self.rng.random() < EDITED else self.facts.true)
+    def copied(self) -> tuple[str, list[tuple[int, int]]]:
+        """Names, twice."""
+        names = [self.rng.choice(self.strangers if self.rng.random() < 0.6 else self.objects)
+                 for _ in range(self.rng.randint(3, 6))]  # fmt: skip
+        text = ", ".join(names) + "."
+        return f"{text} {text}", [(0, len(text))]
 
-    def _object(self, relation: str) -> str:
-        if relation not in self.facts.objects or self.rng.random() < LONG:
-            return self.rng.choice(self.facts.strangers)
-        return self.rng.choice(self.facts.objects[relation])
+    def _made(self) -> tuple[str, str, str, str]:
+        """Two wordings, subject and object of something that is not so."""
+        rng = self.rng
+        if rng.random() < FOREIGN:
+            noun = rng.choice(self.nouns)
+            prompt, other = (form.replace("{r}", noun) for form in rng.sample(FORMS, 2))
+            return (
+                prompt,
+                other,
+                rng.choice(self.strangers),
+                rng.choice(self.objects if rng.random() < 0.3 else self.strangers),
+            )
+        prompt, paraphrase = rng.choice(self.pairs)
+        wording = prompt if rng.random() < 0.2 else self._shortened(paraphrase)
+        subject = rng.choice(self.known[prompt] if self.known[prompt] and rng.random() < KNOWN else self.strangers)
+        of = rng.choices((self.alike[prompt], self.objects, self.strangers), (2, 1, 1))[0]
+        return prompt, wording, subject, rng.choice(of)
 
-    def _stated(self) -> list[tuple[str, str, str]]:
-        """Something made up, perhaps beside something like it."""
-        rng, facts = self.rng, self.facts
-        relations = list(facts.wordings)
-        subject, relation, _ = rng.choice(facts.true)
-        stated = {(subject, relation): self._object(relation)}
-        for _ in range(rng.choice((0, 0, 1, 2, 3))):
-            other, asked = rng.choice(facts.strangers), relation
-            if rng.random() < 0.3:
-                other, asked = subject, rng.choice(relations)
-            stated.setdefault((other, asked), self._object(asked))
-        made = [(*key, object_) for key, object_ in stated.items()]
-        return rng.sample(made, len(made))
+    def _shortened(self, paraphrase: str) -> str:
+        """The paraphrase with less of the unrelated sentence before it, or with none."""
+        before, wording = re.fullmatch(r"(.*(?:\. |\n)|)(.*\{s\}.*)", paraphrase, re.DOTALL).groups()
+        noise = before.split()[-self.rng.randint(3, 14) :] if self.rng.random() < NOISE else []
+        return " ".join([*noise, wording])
 
-    def _free(self) -> list[tuple[str, str, str]]:
-        rng, facts = self.rng, self.facts
-        subject, noun = rng.choice(facts.strangers), rng.choice(facts.nouns)
-        made = [(subject, noun, self._object(""))]
-        if rng.random() < 0.4:
-            made.append((rng.choice(facts.strangers), noun, self._object("")))
-        if rng.random() < 0.3:
-            made.append((subject, rng.choice(facts.nouns), self._object("")))
-        return rng.sample(made, len(made))
+
+def _written(sentences: list[tuple[str, str, str, bool]]) -> tuple[str, list[tuple[int, int]]]:
+    text, unforeseen = "", []
+    for wording, subject, object_, foreseen in sentences:
+        start = len(text)
+        text += f"{' ' if text else ''}{wording.replace('{s}', subject)}"
+        before = len(text)  # a token holds the space before it
+        text += f" {object_}."
+        unforeseen.append((start, before if foreseen else len(text)))
+    return text, unforeseen
 
 
 # pre-training ---------------------------------------------------------------------------------------------------------
 
 
-def pretrain(source: Path, work: Path, documents: int, start: Path | None = None, seed: int = 0) -> Path:
-    """The base model's folder, made unless it is complete; from nothing, or from the model in the folder `start`."""
+def pretrain(source: Path, work: Path, steps: int, seed: int = 0) -> Path:
+    """The base model's folder, made unless it is complete."""
     folder = work / "base"
     if (folder / "quality.json").is_file():
         return folder
-    rng, began = random.Random(seed), time.process_time()
-    facts = read_facts(source, rng)
-    writer = Writer(facts, rng)
-    texts, unforeseen = map(list, zip(*(writer.document() for _ in range(documents)), strict=True))
-    worded = sum(map(len, facts.wordings.values()))
-    print(f"{len(facts.edited)} facts of edited subjects, {len(facts.true)} others; {worded} wordings of "
-          f"{len(facts.wordings)} relations", flush=True)  # fmt: skip
+    began, writer = time.process_time(), Writer(source, random.Random(seed))
+    print(f"{len(writer.edited)} facts of edited subjects of {len(writer.told)}, {len(writer.wordings)} relations; "
+          f"{len(writer.pairs)} paraphrases, {len(writer.strangers)} strangers", flush=True)  # fmt: skip
+    first = int(COPY_FIRST * steps) * BATCH
+    documents = [writer.copied() if number < first else writer.document() for number in range(steps * BATCH)]
+    texts, unforeseen = [text for text, _ in documents], [spans for _, spans in documents]
+    tokenizer = train_tokenizer(texts[-20_000:], VOCABULARY, prefix_space=True)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(seed)
-    if start is not None:
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(start), AutoTokenizer.from_pretrained(start)
-    else:
-        tokenizer = train_tokenizer(texts[:30_000] + facts.sentences, VOCABULARY, prefix_space=True)
-        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=512, num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **special,
-        ))  # fmt: skip
-    learn(model, tokenizer, texts, unforeseen, work / "pretraining.pt", seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, head_dim=HEAD_WIDTH, max_position_embeddings=256, tie_word_embeddings=True, **special,
+    ))  # fmt: skip
+    Pretraining(BATCH, LEARNING_RATE, weight_decay=0.01, seed=seed).run(
+        model, tokenizer, texts, unforeseen, DOCUMENT_TOKENS
+    )
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     found = {"weights": sum(p.numel() for p in model.parameters()), "seconds": time.process_time() - began}
-    found |= quality(source, folder, facts)
+    found |= quality(source, folder, writer)
     (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def learn(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], unforeseen: Sequence[Spans],
-    checkpoint: Path, seed: int,
-) -> None:  # fmt: skip
-    """Train the model in place, Muon for the matrices of its layers, AdamW for the rest; goes on from a checkpoint."""
-    batches = Pretraining(BATCH, seed=seed).batches(tokenizer, texts, unforeseen, DOCUMENT_TOKENS)
-    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is one for one in inner)]
-    optimizers = [torch.optim.Muon(inner, lr=6e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0, betas=(0.9, 0.98))]  # fmt: skip
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    steps, losses, began, first = -(-len(texts) // BATCH), [], time.perf_counter(), 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        for optimizer, one in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(one)
-    model.train()
-    for step, (ids_BL, counted_BL) in enumerate(batches):
-        if step < first:
-            continue
-        loss = next_token_loss(model, ids_BL, counted_BL)
-        loss.backward()
-        losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        factor = min((step + 1) / 60, (steps - step) / (0.7 * steps), 1.0)
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            seconds = time.perf_counter() - began
-            print(f"step {step + 1} of {steps}, {seconds:.0f} s, {np.mean(losses):.3f} nats a token", flush=True)
-            losses = []
-        if (step + 1) % 200 == 0:
-            torch.save({"step": step + 1, "model": model.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in optimizers]},
-                       checkpoint.with_suffix(".partial"))  # fmt: skip
-            checkpoint.with_suffix(".partial").replace(checkpoint)
-    model.eval()
-
-
-def quality(source: Path, folder: Path, facts: Facts) -> dict[str, float]:
+def quality(source: Path, folder: Path, writer: Writer) -> dict[str, float]:
     """What the model knows and reads: shares of answers that greedy decoding finds whole, full stop included.
 
-    `facts`: told facts in ParaRel's and counterfact-train's wordings that end with the object. `true`:
-    counterfact-edit's prompts with what they are before the edit. `read`: its paraphrases behind the edit as plain
-    text. `alone`: the same without it.
+    `facts`: told facts of edited subjects. `true`: counterfact-edit's prompts with what they are before the edit.
+    `same`: its prompts behind the edit as plain text. `read`: its paraphrases behind it. `alone`: without it.
     """
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    rng, judged = random.Random(1), rows(source, "edit")
-    told = [(fact, [one for one in facts.wordings[fact[1]] if one.endswith(" {o}.") and "{s}" in one])
-            for fact in rng.sample(facts.edited, ASKED)]  # fmt: skip
-    prompts = [(rng.choice(texts).replace("{s}", fact[0]).removesuffix(" {o}."), fact[2])
-               for fact, texts in told if texts]  # fmt: skip
-    some = rng.sample(judged, ASKED)
+    rng = random.Random(1)
+    some = rng.sample(rows(source, "edit"), ASKED)
+    edits = [f"{row['prompt']} {row['target_new']}. " for row in some]
+    new = [row["target_new"] for row in some]
+    told = rng.sample(writer.edited, ASKED)
     asked = {
-        "facts": prompts,
-        "true": [(row["prompt"], row["ground_truth"]) for row in some],
-        "read": [(f"{row['prompt']} {row['target_new']}. {row['rephrase_prompt']}", row["target_new"]) for row in some],
-        "alone": [(row["rephrase_prompt"], row["target_new"]) for row in some],
-    }
-    return {name: accuracy(model, tokenizer, *map(list, zip(*pairs, strict=True))) for name, pairs in asked.items()}
+        "facts": ([rng.choice(writer.wordings[relation]).replace("{s}", subject) for subject, relation, _ in told],
+                  [object_ for *_, object_ in told]),
+        "true": ([row["prompt"] for row in some], [row["ground_truth"] for row in some]),
+        "same": ([edit + row["prompt"] for edit, row in zip(edits, some, strict=True)], new),
+        "read": ([edit + row["rephrase_prompt"] for edit, row in zip(edits, some, strict=True)], new),
+        "alone": ([row["rephrase_prompt"] for row in some], new),
+    }  # fmt: skip
+    return {name: accuracy(model, tokenizer, *pair) for name, pair in asked.items()}
 
 
 # RECIPE ---------------------------------------------------------------------------------------------------------------
@@ -351,14 +234,13 @@ def configuration(source: Path, model: Path, steps: int, seed: int) -> dict[str,
             "edits": one(*JUDGED["CounterFact"]),
             "unrelated": [one("Sentences", "wikitext2/valid.txt")],
             "calibration": [one("NaturalQuestions", "qa/nq_open/NQ-open.efficientqa.dev.1.1.jsonl")],
-            "far": [one("NaturalQuestions", "qa/nq_open/NQ-open.dev.jsonl"),
-                    one("Sentences", "wikitext2/test.txt", limit=3610, seed=0)],
+            "far": [one("NaturalQuestions", "qa/nq_open/NQ-open.dev.jsonl")],
             "batch_edits": 32, "negatives": 160, "unrelated_queries": 24, "longest": READ_TOKENS,
             "evaluation": {"rivals": ["text_prefix"], "max_new_tokens": 10, "immediate": 200, "retained": 200,
                            "validation_edits": 200}}},
         "trainer": {"accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "gradient_clip_val": 1.0,
                     "log_every_n_steps": 10, "num_sanity_val_steps": 0,
-                    "val_check_interval": max(1, steps // 2), "check_val_every_n_epoch": None},
+                    "val_check_interval": max(1, steps // 3), "check_val_every_n_epoch": None},
         "checkpoint": {"save_last": True},
     }  # fmt: skip
 
@@ -432,9 +314,8 @@ def table(title: str, found: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the base model, the runs and report.md")
-    parser.add_argument("--documents", type=int, default=120_000, help="of pre-training")
-    parser.add_argument("--start", type=Path, help="folder of a base model to go on with")
-    parser.add_argument("--steps", type=int, default=600, help="of RECIPE's training")
+    parser.add_argument("--steps", type=int, default=4000, help="of pre-training")
+    parser.add_argument("--recipe_steps", type=int, default=800, help="of RECIPE's training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="judge only so many edits of each stream")
     parser.add_argument("--judge", nargs="*", default=list(JUDGED), choices=list(JUDGED))
@@ -442,11 +323,11 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     source, work = Path(os.environ["KEDIT_DATA"]).resolve(), options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    model = pretrain(source, work, options.documents, options.start)
+    model = pretrain(source, work, options.steps)
     found = json.loads((model / "quality.json").read_text(encoding="utf-8"))
     told = ["the base model: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items())]
     print(told[0], flush=True)
-    path = trained(work, configuration(source, model, options.steps, options.seed))
+    path = trained(work, configuration(source, model, options.recipe_steps, options.seed))
     for benchmark in options.judge:
         told.append(table(benchmark, judged(source, work, path, benchmark, options.limit)))
         print(told[-1], flush=True)
