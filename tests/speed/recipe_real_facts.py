@@ -241,7 +241,7 @@ def configuration(source: Path, model: Path, steps: int, seed: int) -> dict[str,
         "trainer": {"accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "gradient_clip_val": 1.0,
                     "log_every_n_steps": 10, "num_sanity_val_steps": 0,
                     "val_check_interval": max(1, steps // 3), "check_val_every_n_epoch": None},
-        "checkpoint": {"save_last": True},
+        "checkpoint": {"monitor": "val/score", "mode": "max", "save_last": True},
     }  # fmt: skip
 
 

@@ -310,8 +310,6 @@ def editing(memories: Mapping[str, Memory], editor: Any, options: argparse.Names
 
     actions, per = {}, {}
     if editor is not None:
-        with torch.no_grad():
-            fill(editor, options.stored - 100)
 
         def add_paper() -> None:
             for edit in take(100 // options.repeats):
@@ -437,8 +435,12 @@ def main() -> None:
             "ours": open_memory(folder, folder / "slots", prefixed, False, options),
             "ours, reference: true": open_memory(folder, folder / "paper", prefixed, True, options),
         }
-        editing(memories, editor, options)
+        if editor is not None:
+            with torch.no_grad():
+                fill(editor, options.stored)
+        # before real edits are stored: untrained networks find these all alike, as trained ones never do
         asking(memories, editor, options)
+        editing(memories, editor, options)
         for title, memory in memories.items():
             answering(title, memory, options)
             memory.close()
