@@ -266,7 +266,7 @@ class FaissIndex:
         try:
             index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
             # one of inverted lists keeps numbers itself, and a map beside it would be wrong after a removal
-            self._index = index if faiss.try_extract_index_ivf(index) else faiss.IndexIDMap(index)
+            self._index: Any = index if faiss.try_extract_index_ivf(index) else faiss.IndexIDMap(index)
             self.remove([])
         except RuntimeError as error:
             raise DataError(
