@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kedit.recipe.networks import Similarity
 
-CANDIDATES = 16
-FURTHER = 16
+CANDIDATES = 4
+FURTHER = 8
 """Times as many candidates, where the first are not enough."""
 
 
