@@ -86,7 +86,8 @@ def run(
         editor: as it is before its first edit; it keeps the edits.
         edits: in the order in which they are made.
         stream: how they are made and judged.
-        base: the unedited model, asked before the first edit only; the editor itself, unedited, if none is given.
+        base: the unedited model, judged before the first edit and timed beside the editor after the last one; by
+            default the editor itself before its edits, and then no time is told.
         false_activation_rate: asked after all edits: the share of queries that no edit concerns and one fired at.
         perplexity: the general ability of a model, asked before the first and after the last edit.
         clock: seconds, after all that was begun has ended.
@@ -96,16 +97,15 @@ def run(
         DataError: there are no edits, or one fails `check_edits`.
     """
     stream = stream or Stream()
-    base = editor if base is None else base
+    unedited = editor if base is None else base
     if not edits:
         raise DataError("there are no edits to judge: check the source's file and limit")
     conflicts = check_edits(edits)
     plan = _Plan(len(edits), stream)
     judge = Judge(stream.max_new_tokens, stream.cut)
-    judge.remember(base, _probes(edits, plan.judged))
+    judge.remember(unedited, _probes(edits, plan.judged))
     timed = list(dict.fromkeys(probe.prompt for probe in _probes(edits, plan.timed)))
-    before = None if perplexity is None else perplexity(base)
-    base_seconds = _generation(base, timed, stream.max_new_tokens, clock)
+    before = None if perplexity is None else perplexity(unedited)
 
     durations: list[tuple[int, float]] = []
     immediate: list[Verdicts] = []
@@ -124,7 +124,6 @@ def run(
             if told is not None:
                 told(curve[-1])
 
-    edited_seconds = _generation(editor, timed, stream.max_new_tokens, clock)
     whole = [duration for duration in durations if duration[0] == stream.batch] or durations
     return StreamReport(
         edits=len(edits),
@@ -133,7 +132,7 @@ def run(
         immediate=joined(immediate),
         curve=curve,
         edit_seconds=sum(spent for _, spent in whole) / sum(made for made, _ in whole),
-        added_inference_share=edited_seconds / base_seconds - 1 if base_seconds else None,
+        added_inference_share=None if base is None or not timed else _added(base, editor, timed, stream, clock),
         false_activation_rate=None if false_activation_rate is None else false_activation_rate(),
         perplexity=None if perplexity is None or before is None else (before, perplexity(editor)),
     )
@@ -166,14 +165,16 @@ def _probes(edits: Sequence[Edit], numbers: Iterable[int]) -> list[Probe]:
     return [probe for number in numbers for probe in (edits[number].own, *edits[number].probes)]
 
 
-def _generation(model: Judged, prompts: Sequence[str], max_new_tokens: int, clock: Callable[[], float]) -> float:
-    """Seconds that answering takes, the median of some rounds after one to warm up; 0 without prompts."""
-    if not prompts:
-        return 0.0
-    model.generate(prompts, max_new_tokens=max_new_tokens)
-    rounds = []
-    for _ in range(ROUNDS):
-        began = clock()
-        model.generate(prompts, max_new_tokens=max_new_tokens)
-        rounds.append(clock() - began)
-    return statistics.median(rounds)
+def _added(base: Judged, editor: Judged, prompts: Sequence[str], stream: Stream, clock: Callable[[], float]) -> float:
+    """How much longer the editor's answers take than the unedited model's, as a share: medians of rounds in turn, so
+    that other work on the machine slows both, after one to warm up.
+    """
+    taken: dict[str, list[float]] = {"base": [], "editor": []}
+    for turn in range(ROUNDS + 1):
+        for name, model in (("base", base), ("editor", editor)):
+            began = clock()
+            model.generate(prompts, max_new_tokens=stream.max_new_tokens)
+            if turn:
+                taken[name].append(clock() - began)
+    medians = {name: statistics.median(each) for name, each in taken.items()}
+    return medians["editor"] / medians["base"] - 1

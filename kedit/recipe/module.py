@@ -75,7 +75,7 @@ class RecipeModule(EditingModule):
         tokens: int | None = None,
         slots: int = 4,
         slot_width: int = 64,
-        strictness: float = 16.0,
+        strictness: float = 40.0,
         key_width: int = 4096,
         sentinel_tokens: int = 10,
         margin: float = 0.1,
@@ -101,7 +101,7 @@ class RecipeModule(EditingModule):
             if value < 1:
                 raise ValueError(f"model.{name} is {value}, wanted at least 1")
         if not 0 <= strictness < math.inf:
-            raise ValueError(f"model.strictness is {strictness}, wanted 0 or a positive number, as 16")
+            raise ValueError(f"model.strictness is {strictness}, wanted 0 or a positive number, as 40")
         self.sizes = sizes if reference else {**sizes, "strictness": strictness}
         self.weights = weights or Weights(locality=1.0 if reference else 0.0)
         self.objective: Objective = SlotObjective(self.weights, margin)

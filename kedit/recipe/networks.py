@@ -90,7 +90,7 @@ class SlotNetworks(MemoryNetworks):
 
     def __init__(
         self, trunk: PreTrainedModel, width: int, tokens: int = 5, slots: int = 4, slot_width: int = 64,
-        strictness: float = 16.0,
+        strictness: float = 40.0,
     ):  # fmt: skip
         super().__init__()
         hidden = trunk.config.hidden_size
