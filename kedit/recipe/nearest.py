@@ -13,7 +13,7 @@ from torch import Tensor
 from kedit.recipe.networks import Similarity
 
 CANDIDATES = 4
-FURTHER = 8
+FURTHER = 4
 """Times as many candidates, where the first are not enough."""
 
 

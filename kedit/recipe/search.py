@@ -199,6 +199,8 @@ class Index:
 
     def _take(self, rows: np.ndarray | Tensor) -> Tensor:
         rows = torch.as_tensor(rows, device=self.device)
+        if len(self._blocks) == 1:
+            return self._blocks[0].index_select(0, rows)
         out = torch.empty(len(rows), self.width, dtype=self.dtype, device=self.device)
         blocks = rows // BLOCK
         for block in blocks.unique().tolist():

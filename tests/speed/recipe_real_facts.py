@@ -5,7 +5,7 @@ The base model is told ParaRel's facts, and learns to read by documents that sta
 words, in counterfact-train's wordings; what is made up is never of a subject that counterfact-edit edits. RECIPE learns
 from counterfact-train. Everything is kept in the work folder, and what is there already is not done again.
 
-    KEDIT_DATA=FOLDER python tests/speed/recipe_real_facts.py WORK_FOLDER [--steps 4000] [--recipe_steps 800]
+    KEDIT_DATA=FOLDER python tests/speed/recipe_real_facts.py WORK_FOLDER [--steps 6000] [--recipe_steps 700]
 """
 
 import argparse
@@ -73,12 +73,16 @@ class Writer:
 
     def __init__(self, source: Path, rng: random.Random) -> None:
         self.rng, train = rng, rows(source, "train")
-        judged = {row["subject"] for row in rows(source, "edit")}
+        edits = rows(source, "edit")
+        judged = {row["subject"] for row in edits}
+        new = {(row["subject"], row["target_new"]) for row in edits}
         with (source / "facts" / "pararel_facts.jsonl").open(encoding="utf-8") as file:
             facts = [(one["subject"], one["relation"], one["object"]) for one in map(json.loads, file)]
         relations = {(subject, object_): relation for subject, relation, object_ in facts}
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        self.pairs, self.alike, self.known = [], defaultdict(list), defaultdict(list)
+        self.pairs: list[tuple[str, str]] = []
+        self.alike: dict[str, list[str]] = defaultdict(list)  # objects of each prompt
+        self.known: dict[str, list[str]] = defaultdict(list)  # subjects of each prompt that may be told something else
         for row in train:
             prompt, paraphrase = (row[key].replace(row["subject"], "{s}") for key in ("prompt", "rephrase_prompt"))
             self.pairs.append((prompt, paraphrase))
@@ -90,7 +94,8 @@ class Writer:
         self.objects = [object_ for alike in self.alike.values() for object_ in alike]
         self.wordings = {relation: often for relation, found in counts.items()
                          if (often := [wording for wording, count in found.items() if count > 2])}  # fmt: skip
-        self.told = [fact for fact in facts if fact[1] in self.wordings]
+        # some new targets are true of their subjects
+        self.told = [fact for fact in facts if fact[1] in self.wordings and (fact[0], fact[2]) not in new]
         self.edited = [fact for fact in self.told if fact[0] in judged]
         self.strangers = sorted(({fact[0] for fact in facts} | {row["subject"] for row in train}) - judged)
         text = (source / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
@@ -138,7 +143,9 @@ class Writer:
 
     def _shortened(self, paraphrase: str) -> str:
         """The paraphrase with less of the unrelated sentence before it, or with none."""
-        before, wording = re.fullmatch(r"(.*(?:\. |\n)|)(.*\{s\}.*)", paraphrase, re.DOTALL).groups()
+        ends = list(re.finditer(r"\. |\n", paraphrase[: paraphrase.index("{s}")]))
+        start = ends[-1].end() if ends else 0
+        before, wording = paraphrase[:start], paraphrase[start:]
         noise = before.split()[-self.rng.randint(3, 14) :] if self.rng.random() < NOISE else []
         return " ".join([*noise, wording])
 
@@ -173,7 +180,8 @@ def pretrain(source: Path, work: Path, steps: int, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, head_dim=HEAD_WIDTH, max_position_embeddings=256, tie_word_embeddings=True, **special,
+        num_attention_heads=HEADS, head_dim=HEAD_WIDTH, max_position_embeddings=256,
+        tie_word_embeddings=True, **special,
     ))  # fmt: skip
     Pretraining(BATCH, LEARNING_RATE, weight_decay=0.01, seed=seed).run(
         model, tokenizer, texts, unforeseen, DOCUMENT_TOKENS
@@ -314,8 +322,8 @@ def table(title: str, found: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the base model, the runs and report.md")
-    parser.add_argument("--steps", type=int, default=4000, help="of pre-training")
-    parser.add_argument("--recipe_steps", type=int, default=800, help="of RECIPE's training")
+    parser.add_argument("--steps", type=int, default=6000, help="of pre-training")
+    parser.add_argument("--recipe_steps", type=int, default=700, help="of RECIPE's training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="judge only so many edits of each stream")
     parser.add_argument("--judge", nargs="*", default=list(JUDGED), choices=list(JUDGED))
