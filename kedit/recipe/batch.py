@@ -76,6 +76,7 @@ class Composer:
         negatives: further edits of a step, F.
         unrelated_queries: unrelated texts of a step.
         locality_rows: whether the language model reads locality probes, too.
+        answer_end: what the language model is to write behind an edit's target, as a full stop.
         draw: draws the negatives.
         reword: says queries otherwise.
     """
@@ -88,6 +89,7 @@ class Composer:
     negatives: int
     unrelated_queries: int
     locality_rows: bool
+    answer_end: str
     draw: Negatives
     reword: Rewording
 
@@ -111,6 +113,8 @@ class Composer:
         kinds = [kind for kind, _, _ in sought] + [Kind.UNRELATED] * count
         own = [place if kind <= Kind.GENERALITY else -1 for kind, place, _ in sought] + [-1] * count
         spoken = [one for one in asked if one[0] <= Kind.GENERALITY or (self.locality_rows and one[2].span)]
+        told = [(probe.prompt, probe.span + (self.answer_end if kind <= Kind.GENERALITY else ""))
+                for kind, _, probe in spoken]  # fmt: skip
         return RecipeBatch(
             numbers=list(numbers),
             edits=self.texts.batch([edit.text for edit in edits], with_model=True),
@@ -120,10 +124,10 @@ class Composer:
             kind_Q=torch.tensor(kinds),
             own_Q=torch.tensor(own),
             ignore_QK=_same(edits, further, queries, own),
-            rows=self.asking.rows([probe.prompt for _, _, probe in spoken], [probe.span for _, _, probe in spoken]),
+            rows=self.asking.rows(*zip(*told, strict=True)),
             edit_R=torch.tensor([place for _, place, _ in spoken]),
             kind_R=torch.tensor([int(kind) for kind, _, _ in spoken]),
-            asked=[(probe.prompt, probe.span) for _, _, probe in spoken],
+            asked=told,
         )
 
     def _reworded(

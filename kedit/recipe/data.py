@@ -91,6 +91,8 @@ class RecipeData(ResumableData):
         negatives: further edits of a step, read without gradient, on each device.
         unrelated_queries: unrelated texts of a step, on each device.
         reworded: share of queries into which words are put, or in which some are exchanged, in training.
+        answer_end: what is learned to follow a target, as "." where answers are sentences; without it nothing ends a
+            free answer but the language model's own habit.
         longest: most tokens that the encoder reads.
         evaluation: what is judged.
         num_workers: processes that prepare batches.
@@ -109,6 +111,7 @@ class RecipeData(ResumableData):
         negatives: int = 192,
         unrelated_queries: int = 32,
         reworded: float = 0.0,
+        answer_end: str = "",
         longest: int = 512,
         evaluation: Evaluation | None = None,
         num_workers: int = 0,
@@ -124,7 +127,7 @@ class RecipeData(ResumableData):
         self.train_source, self.edits_source, self.validation_source = train, edits, validation
         self.unrelated, self.calibration, self.far = unrelated or [], calibration or [], far or []
         self.batch_edits, self.negatives, self.unrelated_queries = batch_edits, negatives, unrelated_queries
-        self.reworded, self.longest = reworded, longest
+        self.reworded, self.answer_end, self.longest = reworded, answer_end, longest
         if not 0 <= reworded <= 1:
             raise ValueError(f"data.reworded is {reworded}, wanted a share of queries between 0 and 1")
         self.evaluation = evaluation or Evaluation()
@@ -166,7 +169,7 @@ class RecipeData(ResumableData):
         self.composer = Composer(
             self.pool, self.module.text_encoder(), self.module.asking, self.module.key_reads_target,
             questions(self.unrelated), self.negatives, self.unrelated_queries, self.module.reads_locality,
-            Negatives(self.pool),
+            self.answer_end, Negatives(self.pool),
             Rewording(words_to_put_in(self.module.tokenizer, self.pool) if self.reworded else [], self.reworded),
         )  # fmt: skip
 

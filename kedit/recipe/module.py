@@ -212,6 +212,17 @@ class RecipeModule(EditingModule):
                 self.data.texts_for_calibration(),
             )  # fmt: skip
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sizes"] = self.sizes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, size in checkpoint.get("sizes", {}).items():
+            if name in self.sizes and self.sizes[name] != size:  # strictness would fit, and find other edits
+                raise DataError(
+                    f"the checkpoint was trained with model.{name} {size}, this configuration has {self.sizes[name]}: "
+                    "give the run's own configuration, checkpoints/RUN/config.yaml"
+                )
+
     # training ---------------------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def composer(texts, tokenizer, **options):
     pool = edits()
     given = {"pool": pool, "texts": texts, "asking": Asking(tokenizer), "key_reads_target": False,
              "unrelated": ["Rain fell for a week.", "The bridge of the north."], "negatives": 3,
-             "unrelated_queries": 2, "locality_rows": False, "draw": Negatives(pool),
+             "unrelated_queries": 2, "locality_rows": False, "answer_end": "", "draw": Negatives(pool),
              "reword": Rewording([], 0.0)}  # fmt: skip
     return Composer(**given | options)
 
@@ -160,6 +160,18 @@ def test_a_batch_asks_every_edit_in_every_way(texts, tokenizer):
     paper = composer(texts, tokenizer, key_reads_target=True).compose([0, 3], np.random.default_rng(0))
     assert paper.kind_Q.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert paper.own_Q.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
+
+
+def test_the_end_of_an_answer_is_learned_with_it(texts, tokenizer):
+    bare, ended = (
+        composer(texts, tokenizer, locality_rows=True, answer_end=end).compose([0, 3], np.random.default_rng(0))
+        for end in ("", ".")
+    )
+    for plain, whole, kind in zip(bare.asked, ended.asked, ended.kind_R.tolist(), strict=True):
+        assert whole == (plain[0], plain[1] + ("." if kind <= Kind.GENERALITY else ""))
+    told = ended.rows.target_n[ended.rows.row_n == 0].tolist()
+    assert tokenizer.decode(told).strip() == "Velmar."
+    assert len(told) == (bare.rows.row_n == 0).sum() + 1
 
 
 def test_what_says_the_same_is_no_negative(texts, tokenizer):

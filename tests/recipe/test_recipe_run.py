@@ -89,8 +89,11 @@ def test_a_pretrained_encoder_learns_with_its_own_dropout(fitted, tmp_path, base
     assert not [one for one in recwarn if "eval mode" in str(one.message)]
 
 
-def test_a_tested_run_gives_the_same_again(fitted, tmp_path):
+def test_a_tested_run_gives_the_same_again_with_the_same_networks(fitted, tmp_path, capsys):
     first = fitted()
+    stricter = ["--model.init_args.strictness", "3"]  # would fit, and find other edits
+    assert main(["test", "--config", "checkpoints/one/config.yaml", *stricter]) == 2
+    assert "trained with model.strictness 40.0, this configuration has 3.0" in capsys.readouterr().err
     assert main(["test", "--config", "checkpoints/one/config.yaml"]) == 0
     again = json.loads((tmp_path / "logs" / "one" / "results.json").read_text())
     timed = ("edit_seconds", "added_inference_share")
@@ -108,6 +111,7 @@ def test_a_tested_run_gives_the_same_again(fitted, tmp_path):
         (["--model.init_args.slots", "0"], "slots is 0"),
         (["--model.init_args.weights.finding", "-1"], "weights are"),
         (["--model.init_args.trunk_share", "-1"], "trunk_share is -1"),
+        (["--model.init_args.strictness", "-1"], "strictness is -1"),
     ],
 )
 def test_bad_settings_are_told_in_a_line(tmp_path, monkeypatch, capsys, base, option, words):
