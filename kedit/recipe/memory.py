@@ -258,8 +258,7 @@ class Memory:
             latest = moved.change
             self.index.remove(moved.dropped)
             if len(moved.added):
-                keys_RD, _ = self.repository.keys()
-                self._learn(moved.added, keys_RD[moved.added - 1])
+                self._learn(moved.added, self.repository.keys_of(moved.added))
             self.gate.forget(torch.from_numpy(moved.dropped), self._nearest)
         self._seen = latest
 
@@ -273,5 +272,8 @@ class Memory:
         return nearest(self.index, self._keys_of, self.networks.pairwise, queries_BD, floor_B)
 
     def _keys_of(self, numbers: np.ndarray) -> Tensor:
-        keys_RD, _ = self.repository.keys()
-        return torch.from_numpy(np.array(keys_RD[numbers - 1], dtype=np.float32))
+        if isinstance(self.index, Index):
+            return self.index.keys(numbers)
+        return torch.from_numpy(
+            self.repository.keys_of(numbers).astype(np.float32)
+        )  # FAISS may have compressed its own

@@ -179,6 +179,15 @@ class StoredEdits:
         with self._snapshot():
             return self._key_file().mapped(self._written()), self._standing()
 
+    def keys_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Keys [n, D] of edits by number, read from the disk and not checked.
+
+        Raises:
+            RepositoryError: as for `keys`.
+        """
+        with self._snapshot():
+            return self._key_file().mapped(self._written())[np.asarray(numbers, dtype=np.int64) - 1]
+
     def key_blocks(self, size: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (numbers, keys [about `size`, D]) of the edits that stand, each key checked: to fill an index.
 

@@ -43,6 +43,25 @@ def fired(memory, *prompts):
     return [one.edit.id if one.fired else None for one in memory.decide(prompts)]
 
 
+def test_every_index_decides_alike_by_the_similarity_of_what_stands(base, tmp_path):
+    numbered = [Edit(f"{w}{k}", f"The {w} bridge of the {k}th harbour was built in", str(k)) for k in range(60)
+                for w in ("grey", "old")]  # fmt: skip
+    make_run(tmp_path / "run", base, sentinel=0.5)
+    with opened(tmp_path / "run") as memory:
+        memory.add(numbered)
+        memory.forget(["grey3", "old7"])
+        standing = [stored.edit for stored in memory.repository.list(0, 1000)]
+        queries_QD, _ = encode_queries(memory.networks, memory.texts, OTHERS)
+        keys_ND = encode_keys(memory.networks, memory.texts, standing)
+        best_Q = memory.networks.similarities(queries_QD, keys_ND).amax(1)
+        exact = memory.decide(OTHERS)
+        assert [one.similarity for one in exact] == pytest.approx(best_Q.tolist(), abs=1e-6)
+    with opened(tmp_path / "run", faiss="Flat") as memory:
+        for one, other in zip(memory.decide(OTHERS), exact, strict=True):
+            assert one.edit.id == other.edit.id
+            assert one.similarity == pytest.approx(other.similarity, abs=1e-6)
+
+
 # store and decide -----------------------------------------------------------------------------------------------------
 
 

@@ -240,6 +240,16 @@ def test_bad_texts_are_refused_by_row_and_field(repository, changed, told):
     assert len(repository) == 0
 
 
+def test_keys_are_had_by_their_numbers(tmp_path):
+    with opened(tmp_path / "r") as repository:
+        edits = [edit(number) for number in range(9)]
+        stored = add(repository, *edits)
+        repository.forget([stored[2].id])
+        numbers = np.array([one.number for one in stored])[[7, 0, 5]]
+        assert np.array_equal(repository.keys_of(numbers), keys_of([edits[7], edits[0], edits[5]]))
+        assert repository.keys_of(numbers[:0]).shape == (0, WIDTH)
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
