@@ -72,15 +72,15 @@ class Verdicts:
 
     @cached_property
     def clusters(self) -> list[tuple[str, str]]:
-        """What each probe is no independent draw from: its edit, or, in a group that asks fewer prompts than it has
-        edits, its prompt, which is answered in the same way whatever edit it is asked for.
+        """What each probe is no independent draw from: its edit, or, in a group that asks at most half as many prompts
+        as it has edits, its prompt, which is answered in the same way whatever edit it is asked for.
         """
         edits: dict[str, set[str]] = {}
         prompts: dict[str, set[str]] = {}
         for probe in self.probes:
             edits.setdefault(probe.group, set()).add(probe.cluster)
             prompts.setdefault(probe.group, set()).add(probe.prompt)
-        shared = {group for group in edits if len(prompts[group]) < len(edits[group])}
+        shared = {group for group in edits if 2 * len(prompts[group]) <= len(edits[group])}
         return [("prompt", one.prompt) if one.group in shared else ("edit", one.cluster) for one in self.probes]
 
     def values(self, kind: str, numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[str, str]]]:

@@ -99,8 +99,8 @@ def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
         raise DataError(
             f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg}, column {error.colno}"
         ) from error
-    except (DataError, RecursionError) as error:
-        what = str(error) if isinstance(error, DataError) else "values stand in one another too deep to be read"
+    except (ValueError, RecursionError) as error:  # among them a number of thousands of digits
+        what = str(error) if isinstance(error, ValueError) else "values stand in one another too deep to be read"
         raise DataError(f"{path}:{first_line + _lines_before(text)}: {what}") from error
     if half := HALF.search(raw):
         try:

@@ -148,10 +148,14 @@ class RecipeEditor:
             source: where they come from, as is kept with them; by default what each says.
 
         Raises:
-            DataError: an edit is malformed, or longer than the language model reads; nothing was stored.
+            DataError: an edit is malformed, or longer than the language model reads: nothing was stored. Or FAISS
+                cannot take the keys: the message says that the edits are stored.
         """
         report = self.memory.add(edits, source)
-        self.memory.follow()
+        try:
+            self.memory.follow()
+        except DataError as error:
+            raise DataError(f"{error}\nthe edits are stored, under the ids {', '.join(report.ids[:8])}") from error
         return report
 
     def forget(self, ids: Sequence[str]) -> list[StoredEdit]:
@@ -285,7 +289,7 @@ def open_memory(
     encoder = encoder_hash(networks.state_dict())
     vectors = calibration_vectors(place.memory, networks, texts, encoder)
     try:
-        gate = Gate(*vectors, rate, networks.pairwise)
+        gate = Gate(*vectors, rate, networks)
     except ValueError as error:
         raise DataError(f"--rate: {error}") from error
     index = None if faiss is None else FaissIndex(networks.key_width, faiss)

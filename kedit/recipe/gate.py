@@ -2,7 +2,7 @@
 
 The more keys are stored, the more similar the best of them is to anything. So the margin is not learned but read off:
 a few thousand held-out texts are compared with the very keys that are stored, and the margin is what all but the wanted
-share of them stay under. Knows no text and no network.
+share of them stay under. Knows no text.
 
 Shapes: C texts for calibration, N keys, D width, P pairs of a text and a key.
 """
@@ -13,7 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK = 65_536
+from kedit.recipe.networks import MemoryNetworks
+
+BLOCK = 8192
+"""Keys compared at once."""
+PAIRS = 1 << 16
+"""Pairs compared at once, where few can exceed the sentinel."""
+DENSE = 1 / 16
+"""Share of pairs from which on all are compared."""
 
 
 class Gate:
@@ -23,8 +30,7 @@ class Gate:
         queries_CD: of the texts for calibration; none leaves the sentinel alone to decide.
         thresholds_C: the sentinel's similarities to them.
         rate: share of such texts that may fire an edit.
-        similarity: of queries [P, D] and keys [P, D], pair by pair, never more than their inner product; by default
-            this.
+        networks: say what is similar, where it is not the inner product.
 
     Raises:
         ValueError: the rate is no share.
@@ -32,11 +38,11 @@ class Gate:
 
     def __init__(
         self, queries_CD: Tensor, thresholds_C: Tensor, rate: float = 0.01,
-        similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+        networks: MemoryNetworks | None = None,
     ) -> None:  # fmt: skip
         if not 0 < rate < 1:
             raise ValueError(f"the wanted rate of false activations is {rate}: give a share between 0 and 1, as 0.01")
-        self.queries_CD, self.thresholds_C, self.rate, self._similarity = queries_CD, thresholds_C, rate, similarity
+        self.queries_CD, self.thresholds_C, self.rate, self._networks = queries_CD, thresholds_C, rate, networks
         self._best_C = torch.full_like(thresholds_C, -torch.inf)
         self._number_C = torch.full_like(thresholds_C, -1, dtype=torch.int64)  # of the key that is the best
 
@@ -72,9 +78,15 @@ class Gate:
     def _compared(self, keys_ND: Tensor) -> Tensor:
         """Similarities [C, N]; of those that cannot exceed the sentinel the inner products."""
         scores_CN = self.queries_CD @ keys_ND.T
-        if self._similarity is not None:
-            text_P, key_P = (scores_CN > self.thresholds_C[:, None]).nonzero(as_tuple=True)
-            scores_CN[text_P, key_P] = self._similarity(self.queries_CD[text_P], keys_ND[key_P])
+        if self._networks is None or (pairwise := self._networks.pairwise) is None:
+            return scores_CN
+        above_CN = scores_CN > self.thresholds_C[:, None]
+        if above_CN.sum() > DENSE * above_CN.numel():
+            parts = keys_ND.split(max(1, BLOCK // 8))
+            return torch.cat([self._networks.similarities(self.queries_CD, part_ND) for part_ND in parts], 1)
+        text_P, key_P = above_CN.nonzero(as_tuple=True)
+        for texts, keys in zip(text_P.split(PAIRS), key_P.split(PAIRS), strict=True):
+            scores_CN[texts, keys] = pairwise(self.queries_CD[texts], keys_ND[keys])
         return scores_CN
 
     @property

@@ -6,7 +6,7 @@ language model's embeddings.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -34,7 +34,8 @@ class Decision:
     """Whether a question means an edit.
 
     Args:
-        edit: the one whose key is most similar to the question, whether it fired or not; None where none is stored.
+        edit: the one whose key is most similar to the question; where none could fire, one of the most similar; None
+            where none is stored.
         fired: whether it is meant.
         similarity: of its key and the question; -inf without an edit.
         threshold: the sentinel's similarity to the question.
@@ -269,11 +270,22 @@ class Memory:
         self.gate.observe(torch.from_numpy(np.array(keys_ND, dtype=np.float32)), torch.from_numpy(numbers))
 
     def _nearest(self, queries_BD: Tensor, floor_B: Tensor) -> Nearest:
-        return nearest(self.index, self._keys_of, self.networks.pairwise, queries_BD, floor_B)
+        stored = self.index if isinstance(self.index, Index) else _OnDisk(self.index, self.repository)
+        return nearest(stored, self.networks, queries_BD, floor_B)
 
-    def _keys_of(self, numbers: np.ndarray) -> Tensor:
-        if isinstance(self.index, Index):
-            return self.index.keys(numbers)
-        return torch.from_numpy(
-            self.repository.keys_of(numbers).astype(np.float32)
-        )  # FAISS may have compressed its own
+
+class _OnDisk:
+    """What FAISS finds, with the keys themselves from the repository: FAISS may have compressed its own."""
+
+    def __init__(self, index: FaissIndex, repository: Repository) -> None:
+        self.search, self.repository = index.search, repository
+
+    def __len__(self) -> int:
+        return len(self.repository)
+
+    def keys(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.repository.keys_of(numbers).astype(np.float32))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        for numbers, keys_ND in self.repository.key_blocks():
+            yield numbers, torch.from_numpy(np.array(keys_ND, dtype=np.float32))

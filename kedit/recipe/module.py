@@ -1,6 +1,5 @@
 """RECIPE as a LightningModule: networks that find edits and put them before a frozen language model's embeddings."""
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +51,7 @@ class RecipeModule(EditingModule):
         tokens: prompt vectors of an edit; 5, or the paper's 3.
         slots: parts of a key, each with an attention of its own.
         slot_width: numbers of a part.
-        strictness: how strictly all parts must agree, from 0 (their mean counts) to infinity (the least counts).
+        strictness: how strictly all parts must agree, from 0 (their mean counts) to 1e4 (the least counts).
         key_width: of the paper's keys.
         sentinel_tokens: of which the paper's sentinel is made.
         margin: by which own key, sentinel and other keys are to be apart.
@@ -100,8 +99,8 @@ class RecipeModule(EditingModule):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"model.{name} is {value}, wanted at least 1")
-        if not 0 <= strictness < math.inf:
-            raise ValueError(f"model.strictness is {strictness}, wanted 0 or a positive number, as 40")
+        if strictness and not 0.01 <= strictness <= 1e4:  # beyond, float32 rounds too much
+            raise ValueError(f"model.strictness is {strictness}, wanted 0 or from 0.01 to 10000, as 40")
         self.sizes = sizes if reference else {**sizes, "strictness": strictness}
         self.weights = weights or Weights(locality=1.0 if reference else 0.0)
         self.objective: Objective = SlotObjective(self.weights, margin)

@@ -7,7 +7,7 @@ moves a score by at most e, so that the K best lie in groups whose maximum is at
 these few are scored again in float32, and the answer is that of the whole product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,6 +122,12 @@ class Index:
         if (rows < 0).any():
             raise DataError(f"no key of number {wanted[rows < 0][0]} in the index")
         return self._take(rows).float()
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (numbers, keys [n, D] as they are stored) of all keys."""
+        for start in range(0, self._length, BLOCK):
+            stop = min(start + BLOCK, self._length)
+            yield self._numbers_N[start:stop], self._blocks[start // BLOCK][: stop - start]
 
     @torch.inference_mode()
     def search(self, queries_BD: np.ndarray | Tensor, k: int = 1) -> Found:

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Trial:
         networks, texts = self.module.networks, self.module.text_encoder()
         with self._as_used(), tempfile.TemporaryDirectory(prefix="kedit-edits-") as folder:
             calibration = encode_queries(networks, texts, self.data.texts_for_calibration())
-            gate = Gate(*calibration, self.evaluation.rate, networks.pairwise)
+            gate = Gate(*calibration, self.evaluation.rate, networks)
             store = Repository.open(folder, encoder=encoder_hash(networks.state_dict()), key_width=networks.key_width)
             memory = Memory(networks, texts, None, store, gate, context=self.module.trained.context)
             with RecipeEditor(memory, self.module.language_model) as editor:
@@ -122,6 +123,8 @@ class Trial:
                    told: Callable[[Point], None] | None = None, most: int | None = None) -> StreamReport:  # fmt: skip
             stream = Stream(batch, evaluation.immediate, evaluation.retained, final=most,
                             max_new_tokens=evaluation.max_new_tokens)  # fmt: skip
+            if isinstance(editor, FineTune | LoraTune):
+                stream = replace(stream, timed=0)  # they change the very model that they would be timed beside
             rate = (lambda: false_activations(retriever, far)) if far and retriever is not None else None
             return run(editor, edits, stream, self.module.language_model, rate, perplexity, told=told)
 

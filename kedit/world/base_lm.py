@@ -49,7 +49,9 @@ class WorldLM(WorldModel):
     """
 
     stem: ClassVar[str] = "world"
-    made_by: ClassVar[Sequence[str]] = ("base_lm", "names", "realm", "realm_text")
+    made_by: ClassVar[Sequence[str]] = (
+        "lm.optim", "lm.text", "lm.tokenizers", "world.base_lm", "world.names", "world.realm", "world.realm_text",
+    )  # fmt: skip
     known: int = 120
     realm: int = 0
     width: int = 128

@@ -4,12 +4,12 @@ Knows no world and no method.
 """
 
 import hashlib
-import inspect
 import json
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +28,7 @@ class WorldModel(MadeModel):
 
     Attributes:
         stem: how its folder's name begins.
-        made_by: modules beside this one whose code it is made by.
+        made_by: modules of kedit by whose code it is made.
     """
 
     stem: ClassVar[str]
@@ -37,9 +37,8 @@ class WorldModel(MadeModel):
     def folder(self) -> Path:
         """Where it stands, or will stand."""
         digest = hashlib.sha256(json.dumps(asdict(self)).encode())  # type: ignore[call-overload]
-        beside = Path(inspect.getfile(type(self))).parent
         for module in self.made_by:
-            digest.update((beside / f"{module}.py").read_bytes())
+            digest.update(Path(str(find_spec(f"kedit.{module}").origin)).read_bytes())  # type: ignore[union-attr]
         return cache_folder() / "models" / f"{self.stem}-{digest.hexdigest()[:16]}"
 
     def make(self) -> Path:

@@ -43,7 +43,8 @@ class ReadingEncoder(WorldModel):
 
     stem: ClassVar[str] = "registry-encoder"
     made_by: ClassVar[Sequence[str]] = (
-        "masking", "names", "pretraining", "reading_encoder", "reading_text", "registry", "registry_text",
+        "lm.optim", "lm.text", "lm.tokenizers", "world.masking", "world.names", "world.pretraining",
+        "world.reading_encoder", "world.reading_text", "world.registry", "world.registry_text",
     )  # fmt: skip
     known: int = 150
     registry: int = 0

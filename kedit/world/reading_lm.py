@@ -47,7 +47,8 @@ class ReadingLM(WorldModel):
 
     stem: ClassVar[str] = "registry"
     made_by: ClassVar[Sequence[str]] = (
-        "names", "pretraining", "reading_lm", "reading_text", "registry", "registry_text",
+        "lm.optim", "lm.text", "lm.tokenizers", "world.names", "world.pretraining", "world.reading_lm",
+        "world.reading_text", "world.registry", "world.registry_text",
     )  # fmt: skip
     known: int = 150
     registry: int = 0

@@ -18,6 +18,7 @@ def file(tmp_path):
     [
         ('{"target": "Quito", "prompt": "a", "target": "Lima"}', "'target' stands twice in one object: keep one"),
         ('{"a": {"b": 1, "b": 1}}', "'b' stands twice"),
+        ('{"a": ' + "1" * 5000 + "}", r"Exceeds the limit \(4300 digits\)"),
         (DEEP, "values stand in one another too deep to be read"),
     ],
 )

@@ -319,7 +319,7 @@ def test_the_gate_goes_by_the_similarity_and_not_by_the_inner_product(networks):
     generator = torch.Generator().manual_seed(0)
     queries, keys = (slots_of(count, generator) for count in (300, 500))
     thresholds = torch.full((300,), 0.2)
-    gate = Gate(queries, thresholds, 0.1, networks.pairwise)
+    gate = Gate(queries, thresholds, 0.1, networks)
     gate.observe(keys[:200])
     gate.observe(keys[200:])
     excess_C = networks.similarities(queries, keys).amax(1) - thresholds
@@ -327,6 +327,12 @@ def test_the_gate_goes_by_the_similarity_and_not_by_the_inner_product(networks):
     plain = Gate(queries, thresholds, 0.1)
     plain.observe(keys)
     assert plain.margin > gate.margin + 0.01
+    for low, high in ((-1.0, -1.0), (0.95, 0.95), (0.2, 0.9)):  # all can exceed the sentinel, few, both kinds of text
+        thresholds = torch.linspace(low, high, 300)
+        gate = Gate(queries, thresholds, 0.1, networks)
+        gate.observe(keys)
+        excess_C = (networks.similarities(queries, keys).amax(1) - thresholds).clamp(min=0)
+        torch.testing.assert_close(gate.excess_C.clamp(min=0), excess_C)
 
 
 def test_the_gate_without_texts_is_the_sentinel():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from kedit.recipe import nearest as nearest_file
 from kedit.recipe.nearest import nearest
 from kedit.recipe.networks import SlotNetworks
 from kedit.recipe.search import Index
@@ -63,7 +64,7 @@ def test_strictness_goes_from_the_mean_to_the_least(networks):
 def test_it_finds_what_all_similarities_have(networks, count):
     queries, keys = drawn(100, 2), drawn(count, 3)
     whole = networks.similarities(queries, keys)
-    found = nearest(filled(keys), lambda n: keys[n], networks.pairwise, queries, torch.full((100,), -torch.inf))
+    found = nearest(filled(keys), networks, queries, torch.full((100,), -torch.inf))
     torch.testing.assert_close(found.similarity_B, whole.amax(1))
     assert torch.equal(found.number_B, whole.argmax(1))
 
@@ -86,23 +87,46 @@ def test_what_cannot_exceed_the_floor_is_not_looked_for(networks):
     index = Counted(keys.shape[1])
     index.add(range(len(keys)), keys)
     floor = whole.median().expand(100)
-    found = nearest(index, lambda n: keys[n], networks.pairwise, queries, floor, count=2)
+    found = nearest(index, networks, queries, floor, count=2)
     above = whole > floor
     torch.testing.assert_close(found.similarity_B[above], whole[above])
     assert (found.similarity_B[~above] <= floor[~above]).all()
     del asked[1:]
-    nearest(index, lambda n: keys[n], networks.pairwise, queries, torch.ones(100), count=2)
+    nearest(index, networks, queries, torch.ones(100), count=2)
     assert asked[1:] == [(100, 2)], "nothing exceeds 1"
 
 
+def test_where_inner_products_mislead_all_keys_are_compared_once(networks):
+    """A slot that always disagrees: every inner product is large, no similarity is."""
+    keys = drawn(3000, 3).unflatten(-1, (SLOTS, WIDTH))
+    keys[:, 1:] = keys[:1, 1:]
+    queries = keys[:1].repeat(20, 1, 1)
+    queries[:, 0] = -keys[:20, 0]
+    keys, queries = keys.flatten(1), queries.flatten(1)
+    most = []
+
+    class Counted(Index):
+        def search(self, queries_BD, k=1):
+            most.append(k)
+            return super().search(queries_BD, k)
+
+    index = Counted(keys.shape[1])
+    index.add(range(len(keys)), keys)
+    found = nearest(index, networks, queries, torch.full((20,), -torch.inf))
+    whole = networks.similarities(queries, keys)
+    torch.testing.assert_close(found.similarity_B, whole.amax(1))
+    torch.testing.assert_close(whole.gather(1, found.number_B[:, None])[:, 0], found.similarity_B)
+    assert max(most) <= nearest_file.MOST
+
+
 def test_without_keys_nothing_is_found(networks):
-    found = nearest(Index(SLOTS * WIDTH), lambda n: torch.zeros(len(n), SLOTS * WIDTH), networks.pairwise,
-                    drawn(3, 0), torch.zeros(3))  # fmt: skip
+    found = nearest(Index(SLOTS * WIDTH), networks, drawn(3, 0), torch.zeros(3))
     assert found.number_B.tolist() == [-1] * 3
     assert (found.similarity_B == -torch.inf).all()
 
 
-def test_where_similarity_is_the_inner_product_one_candidate_does():
+def test_where_similarity_is_the_inner_product_one_candidate_does(networks):
+    networks.strictness = 0.0
     queries, keys = drawn(20, 4), drawn(300, 5)
-    found = nearest(filled(keys), lambda n: keys[n], None, queries, torch.zeros(20))
+    found = nearest(filled(keys), networks, queries, torch.zeros(20))
     assert torch.equal(found.number_B, (queries @ keys.T).argmax(1))

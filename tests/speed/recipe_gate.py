@@ -103,7 +103,7 @@ def gate_of(options: argparse.Namespace, networks: MemoryNetworks, texts: TextEn
             parts.append(encode_queries(networks, texts, questions([NaturalQuestions(file)])))
     queries_CD, thresholds_C = (torch.cat(one) for one in zip(*parts, strict=True))
     print(f"{len(thresholds_C):,} texts for calibration: {' '.join(options.calibration)}; wanted {options.rate:.1%}")
-    return Gate(queries_CD, thresholds_C, options.rate, networks.pairwise)
+    return Gate(queries_CD, thresholds_C, options.rate, networks)
 
 
 def of_edits(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Edit], judged: int) -> dict[str, Asked]:
@@ -128,7 +128,7 @@ def of_edits(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Edit]
 def judge(asked: Asked, index: Index, gate: Gate, networks: MemoryNetworks) -> Row:
     # without a floor where it is also told how often the own key is the nearest of all
     floor_Q = asked.thresholds_Q.masked_fill(asked.own_Q.to(asked.thresholds_Q.device) > 0, -torch.inf)
-    found = nearest(index, index.keys, networks.pairwise, asked.queries_QD, floor_Q)
+    found = nearest(index, networks, asked.queries_QD, floor_Q)
     similarity_Q, number_Q = found.similarity_B.cpu(), found.number_B.cpu()
     threshold_Q = asked.thresholds_Q.cpu()
     above_Q, fired_Q = similarity_Q > threshold_Q, gate.fires(similarity_Q, threshold_Q)

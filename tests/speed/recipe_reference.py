@@ -285,7 +285,7 @@ def open_memory(
     networks = build_networks(trained, trunk).eval().requires_grad_(False).to(options.device)
     texts = TextEncoder(tokenizer, tokenizer)
     calibration = encode_queries(networks, texts, [question.question for question in MadeQuestions()])
-    gate = Gate(*calibration, similarity=networks.pairwise)
+    gate = Gate(*calibration, networks=networks)
     repository = Repository.open(store, encoder="made", key_width=networks.key_width)
     edits = [made(row, "filler") for row in rows(options.stored, seed=3)]
     keys_ND = torch.nn.functional.normalize(torch.randn(len(edits), networks.key_width), dim=1)
