@@ -1,4 +1,6 @@
-"""The end of training is saved, wherever the last regular checkpoint fell. Knows no method."""
+"""`last.ckpt` beside what ModelCheckpoint saves by its own count: at the end of training, and when a run is stopped.
+Knows no method.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,26 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callback = trainer.checkpoint_callback
-        if not isinstance(callback, ModelCheckpoint) or not callback.save_last or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if callback._last_global_step_saved != trainer.global_step and callback.dirpath is not None:
-            trainer.save_checkpoint(Path(callback.dirpath) / f"{callback.CHECKPOINT_NAME_LAST}.ckpt")
+        if (
+            isinstance(callback, ModelCheckpoint)
+            and callback.save_last
+            and callback._last_global_step_saved != trainer.global_step
+        ):
+            save_last(trainer)
+
+
+def save_last(trainer: Trainer) -> Path | None:
+    """Write `last.ckpt` of the present state, as ModelCheckpoint would; on all processes at once.
+
+    Returns:
+        The checkpoint; None where the run saves none.
+    """
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint) or callback.dirpath is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    path = Path(callback.dirpath) / f"{callback.CHECKPOINT_NAME_LAST}.ckpt"
+    # in the state that is saved, or ModelCheckpoint would take it for another's and write last-v1.ckpt beside it
+    callback.last_model_path = str(path)
+    trainer.save_checkpoint(path)
+    callback._last_global_step_saved, callback._last_checkpoint_saved = trainer.global_step, str(path)
+    return path

@@ -2,15 +2,16 @@
 in them is meant. Knows files, and how Lightning and DeepSpeed lay out a checkpoint.
 """
 
-import os
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kedit.editing.sources import DataError
+from kedit.running.durable import MANIFEST, interrupted
+from kedit.running.manifest import FORMAT, STAMP, file_damage, folder_damage, read_manifest
 
 
 @dataclass
@@ -51,7 +52,7 @@ class RunFolder:
     @property
     def held_in(self) -> Path | None:
         """The one of the two folders that shows that a run has started here."""
-        if (self.checkpoints / "config.yaml").exists() or any(self.checkpoints.glob("*.ckpt")):
+        if (self.checkpoints / "config.yaml").exists() or holds_checkpoint(self.checkpoints):
             return self.checkpoints
         return self.logs if (self.logs / "config.yaml").exists() else None
 
@@ -107,17 +108,19 @@ def find_checkpoint(folder: RunFolder, wanted: str) -> tuple[Path, list[str]]:
         The checkpoint, and a note on each newer one that was skipped because it is incomplete.
 
     Raises:
-        DataError: there is none, the one named is incomplete, or it is no local file.
+        DataError: there is none, the one named is incomplete, it is no local file, or a newer version wrote it.
     """
     if wanted not in ("last", "best"):
         return _named(folder, wanted), []
     skipped = []
-    for path in _newest_first(folder):
+    for path in _newest_first(folder.checkpoints):
         damage = incomplete(path)
         if damage:
             skipped.append(f"skipped {path}: {damage}")
             continue
-        return (_best(path) or path) if wanted == "best" else path, skipped
+        path = (_best(path) or path) if wanted == "best" else path
+        _check_format(path)
+        return path, skipped
     raise DataError("; ".join([f"no complete checkpoint in {folder.checkpoints}", *skipped]))
 
 
@@ -127,42 +130,82 @@ def _named(folder: RunFolder, wanted: str) -> Path:
             f"--ckpt_path {wanted}: wanted last, best or a local file; a checkpoint is not loaded from afar"
         )
     path = next((path for path in (Path(wanted), folder.checkpoints / wanted) if path.exists()), None)
-    newest = newest_complete(folder.checkpoints)
-    hint = f"; the newest complete one is {newest}" if newest else ""
     if path is None:
-        raise DataError(f"--ckpt_path {wanted}: no such file, neither here nor in {folder.checkpoints}{hint}")
+        raise DataError(
+            f"--ckpt_path {wanted}: no such file, neither here nor in {folder.checkpoints}{_newest_hint(folder)}"
+        )
     damage = incomplete(path)
     if damage:
-        raise DataError(f"checkpoint {path} is incomplete ({damage}){hint}")
+        raise DataError(f"checkpoint {path} is incomplete ({damage}){_newest_hint(folder)}")
     if path.is_file() and "state_dict" not in state_of(path):
-        raise DataError(f"--ckpt_path {path}: holds no state_dict, so it is no checkpoint of a run{hint}")
+        raise DataError(
+            f"--ckpt_path {path}: holds no state_dict, so it is no checkpoint of a run{_newest_hint(folder, path)}"
+        )
+    _check_format(path)
     return path
 
 
-def _newest_first(folder: RunFolder) -> list[Path]:
-    return sorted(folder.checkpoints.glob("*.ckpt"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+def _check_format(path: Path) -> None:
+    """See that no newer version wrote it; what that means by it is unknown."""
+    if path.is_dir():
+        given = read_manifest(path).get("format") if (path / MANIFEST).is_file() else None
+    else:
+        stamp = state_of(path).get(STAMP)
+        given = stamp.get("format") if isinstance(stamp, dict) else None
+    if isinstance(given, int) and given > FORMAT:
+        raise DataError(
+            f"checkpoint {path} was written by a newer kedit (format {given}, this one reads up to {FORMAT}): update "
+            "kedit, or name an older checkpoint by --ckpt_path"
+        )
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that can be loaded."""
-    found = RunFolder(folder.name, folder, folder)
-    return next((path for path in _newest_first(found) if not incomplete(path)), None)
+def _newest_hint(folder: RunFolder, but: Path | None = None) -> str:
+    newest = newest_complete(folder.checkpoints, but)
+    return f"; the newest complete one is {newest}" if newest else ""
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [*folder.glob("*.ckpt"), *interrupted(folder)]
+    return sorted(found, key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether there is anything in a folder that calls itself a checkpoint."""
+    return any(folder.glob("*.ckpt")) or any(interrupted(folder))
+
+
+def newest_complete(folder: Path, but: Path | None = None) -> Path | None:
+    """The newest checkpoint of a folder that can be loaded, one left out. Reads it whole."""
+    paths = (path for path in _newest_first(folder) if but is None or path.name != but.name)
+    return next((path for path in paths if not incomplete(path)), None)
 
 
 def incomplete(checkpoint: Path) -> str:
-    """Why a checkpoint cannot be loaded, by a look at its files' ends (contents are not read); empty where it can."""
-    if checkpoint.is_dir():
-        parts = sorted(checkpoint.glob("checkpoint/*.pt"))
-        if not any("model_states" in part.name for part in parts):
-            return "no model states in it"
-        return next((f"{part.name}: {damage}" for part in parts if (damage := incomplete(part))), "")
+    """Why a checkpoint cannot be loaded, empty where it can. All of it is read and compared with its checksums."""
     if not checkpoint.exists():
         return "the file it links to is gone"
-    if os.path.getsize(checkpoint) == 0:
-        return "0 bytes"
-    if not zipfile.is_zipfile(checkpoint):
-        return f"cut off after {os.path.getsize(checkpoint):,} bytes, or no checkpoint"
-    return ""
+    files = [checkpoint] if checkpoint.is_file() else [path for path in checkpoint.rglob("*") if path.is_file()]
+    return _damage(checkpoint, tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=32)
+def _damage(checkpoint: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    """`incomplete`, read once as long as no file changes."""
+    if checkpoint.is_file():
+        return file_damage(checkpoint)
+    if (checkpoint / MANIFEST).exists():
+        return folder_damage(checkpoint)
+    parts = sorted(checkpoint.glob("checkpoint/*.pt"))
+    if not any("model_states" in part.name for part in parts):
+        return "no model states in it"
+    return next((f"{part.name}: {damage}" for part in parts if (damage := file_damage(part))), "")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step that a checkpoint was saved at."""
+    if checkpoint.is_dir() and (checkpoint / MANIFEST).is_file():
+        return int(read_manifest(checkpoint).get("global_step") or 0)
+    return int(state_of(checkpoint).get("global_step", 0))
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -174,16 +217,19 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     import torch
 
     if checkpoint.is_dir():
-        checkpoint = next(part for part in sorted(checkpoint.glob("checkpoint/*.pt")) if "model_states" in part.name)
+        parts = [path for path in sorted(checkpoint.glob("checkpoint/*.pt")) if "model_states" in path.name]
+        checkpoint = [*parts, checkpoint / "meta.pt"][0]  # DeepSpeed's, or that of torch's sharded ones
     try:
         state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise DataError(
             f"checkpoint {checkpoint} is none of a run: it holds objects other than tensors and plain values, which "
-            "could run code and are not loaded, or it is damaged"
+            "could run code and are not loaded, or it is damaged; name another by --ckpt_path"
         ) from error
     if not isinstance(state, dict):
-        raise DataError(f"checkpoint {checkpoint} is none of a run: it holds a {type(state).__name__}")
+        raise DataError(
+            f"checkpoint {checkpoint} is none of a run: it holds a {type(state).__name__}; name another by --ckpt_path"
+        )
     return state
 
 
