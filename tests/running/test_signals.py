@@ -1,0 +1,254 @@
+"""A run that is told to stop, or breaks, and goes on afterwards, is the run that was left alone."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tiny_training import PER_EPOCH, Data, Model
+
+from kedit.running.data import TrainingPosition
+from kedit.running.guard import NonFinite
+from kedit.running.signals import Agreement, OrderlyStop, Stopped, requeue
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Rows(CSVLogger):
+    """Keeps what is logged."""
+
+    def __init__(self, folder) -> None:
+        super().__init__(folder)
+        self.rows: list[tuple[int, str, float]] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows += [(step, name, value) for name, value in metrics.items() if "loss" in name]
+
+
+class At(Callback):
+    """Does something before the batch of a number, from 1 over all epochs."""
+
+    def __init__(self, batch: int, do) -> None:
+        self.batch, self.do, self.seen = batch, do, 0
+
+    def on_train_batch_start(self, *_) -> None:
+        self.seen += 1
+        if self.seen == self.batch:
+            self.do()
+
+
+def fit(folder: Path, *callbacks, resume: Path | None = None, saving: bool = True, **arguments):
+    seed_everything(3, verbose=False)
+    saved = ModelCheckpoint(folder, "{step}", every_n_train_steps=1000, save_last=True, save_on_exception=True)
+    logger = Rows(folder)
+    trainer = Trainer(
+        **{"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1, **arguments},
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=saving,
+        use_distributed_sampler=False,
+        logger=logger,
+        callbacks=[TrainingPosition(), *callbacks, OrderlyStop(), *([saved] if saving else [])],
+    )
+    model = Model()
+    model.rows = logger.rows
+    model.trained_by = trainer
+    try:
+        trainer.fit(model, datamodule=Data(), ckpt_path=resume, weights_only=True)
+        model.ended = None
+    except BaseException as exception:
+        model.ended = exception
+    return model
+
+
+def send(number: int):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "batch", "window"),
+    [(15, 3, 1), (10, PER_EPOCH, 1), (10, 8, 3), (15, PER_EPOCH + 2, 3)],
+    ids=["mid", "epoch end", "window", "second epoch"],
+)
+def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_follows_exactly(tmp_path, capsys, number, batch, window):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
+    arguments = {"accumulate_grad_batches": window, "val_check_interval": 3, "limit_val_batches": 1}
+    whole = fit(tmp_path / "whole", **arguments)
+    first = fit(tmp_path / "parts", At(batch, send(number)), **arguments)
+    assert isinstance(first.ended, Stopped)
+    assert first.ended.code == 75
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == before
+    last = tmp_path / "parts" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert f"{signal.Signals(number).name}: {last} saved at step {step}" in capsys.readouterr().err
+    assert [path.name for path in last.parent.glob("*.ckpt")] == ["last.ckpt"]
+    rest = fit(tmp_path / "parts", resume=last, **arguments)
+    assert rest.ended is None
+    assert first.seen + rest.seen == whole.seen
+    assert len(first.seen) < batch + window
+    assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
+    training = [row for row in whole.rows if row[1] == "train/loss"]
+    assert [row for row in first.rows + rest.rows if row[1] == "train/loss"] == training
+    assert [path.name for path in last.parent.glob("*.ckpt")] == ["last.ckpt"]  # and no last-v1.ckpt
+
+
+def broken():
+    raise RuntimeError("a worker was killed")
+
+
+@pytest.mark.parametrize(("batch", "window"), [(4, 1), (6, 2), (PER_EPOCH + 3, 3), (PER_EPOCH + 1, 2)])
+def test_an_exception_saves_the_end_of_the_last_step(tmp_path, capsys, batch, window):
+    whole = fit(tmp_path / "whole", accumulate_grad_batches=window)
+    first = fit(tmp_path / "parts", At(batch, broken), accumulate_grad_batches=window)
+    assert str(first.ended) == "a worker was killed"
+    last = tmp_path / "parts" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    assert f"{last} was saved as of step {state['global_step']}" in capsys.readouterr().err
+    rest = fit(tmp_path / "parts", resume=last, accumulate_grad_batches=window)
+    assert rest.ended is None
+    kept = state["Data"]["consumed"]
+    assert batch - window <= kept < batch
+    assert first.seen[:kept] + rest.seen == whole.seen
+    assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
+
+
+def half_stepped(*_):
+    raise RuntimeError("out of memory in the optimiser")
+
+
+def not_finite():
+    raise NonFinite("the loss is nan")
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("case", ["first step", "in the optimiser", "not finite", "ctrl-c"])
+def test_what_cannot_be_trusted_is_not_saved(tmp_path, monkeypatch, case):
+    if case == "in the optimiser":
+        steps = iter([None, None])
+        step = torch.optim.AdamW.step
+
+        def stepping(self, closure=None):
+            done = step(self, closure)
+            return half_stepped() if next(steps, "end") == "end" else done
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+        ended = fit(tmp_path).ended
+    else:
+        batch, do = {"first step": (1, broken), "not finite": (5, not_finite), "ctrl-c": (5, interrupted)}[case]
+        ended = fit(tmp_path, At(batch, do)).ended
+    assert ended is not None
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_that_no_checkpoint_could_be_written_does_not_hide_what_happened(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda *_: full_disk())
+    assert str(fit(tmp_path, At(4, broken)).ended) == "a worker was killed"
+    assert "no checkpoint could be written of step 3: [Errno 28]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_run_that_saves_nothing_says_so_by_its_code(tmp_path, number, code):
+    assert fit(tmp_path, At(3, send(number)), saving=False).ended.code == code
+
+
+def test_slurm_is_asked_to_queue_the_job_again(tmp_path, monkeypatch, capsys):
+    control = tmp_path / "scontrol"
+    control.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\necho no such job >&2\nexit ${ANSWER:-0}\n')
+    control.chmod(control.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "77"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    slurm = {"plugins": [SLURMEnvironment(auto_requeue=True)]}
+    assert fit(tmp_path / "run", At(3, send(signal.SIGUSR1)), **slurm).ended.code == 75
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert fit(tmp_path / "other", At(3, send(signal.SIGTERM)), **slurm).ended.code == 75
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"  # who cancels a job does not want it again
+    assert "job 77 is requeued" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("ANSWER", "1")
+    requeue()
+    assert "job 70_3 could not be requeued: no such job" in capsys.readouterr().err
+    assert (tmp_path / "asked").read_text().endswith("requeue 70_3\n")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3; rm")
+    requeue()
+    assert "not requeued" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    monkeypatch.setenv("PATH", "")
+    requeue()
+    assert "could not be requeued" in capsys.readouterr().err
+
+
+# several processes
+
+
+def one_of_two(folder: Path, rank: int, port: int, batch: int, resume: Path | None) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x",
+                   "GROUP_RANK": "0"}  # fmt: skip
+    torch.set_num_threads(1)
+    stop = [At(batch, send(signal.SIGUSR1))] if rank == 1 and batch else []
+    model = fit(folder, *stop, resume=resume, strategy="ddp", devices=2, accumulate_grad_batches=2)
+    report = {"code": getattr(model.ended, "code", None), "error": repr(model.ended), "seen": model.seen,
+              "step": model.trained_by.global_step}  # fmt: skip
+    torch.save((report, model.state_dict()), folder / f"report-{rank}")
+    os._exit(0)
+
+
+def two(folder: Path, batch: int = 0, resume: Path | None = None) -> list:
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=one_of_two, args=(folder, rank, port, batch, resume)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"report-{rank}", weights_only=True) for rank in (0, 1)]
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    whole = two(tmp_path / "whole")
+    first = two(tmp_path / "parts", batch=7)
+    assert [report["code"] for report, _ in first] == [75, 75], first[0][0]["error"]
+    last = tmp_path / "parts" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert {report["step"] for report, _ in first} == {step}
+    assert 4 <= step <= 6  # batches 7 and 8 are step 4
+    rest = two(tmp_path / "parts", resume=last)
+    for rank in (0, 1):
+        assert rest[rank][0]["error"] == "None"
+        assert first[rank][0]["seen"] + rest[rank][0]["seen"] == whole[rank][0]["seen"]
+        assert all(map(torch.equal, rest[rank][1].values(), whole[rank][1].values()))
+
+
+def test_an_agreement_is_known_one_round_later(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        agreement = Agreement(torch.device("cpu"))
+        answers = []
+        for number in (0, 15, 10):
+            answers.append(agreement.answer())
+            agreement.ask(number)
+        assert [*answers, agreement.answer(), agreement.answer()] == [0, 0, 15, 10, 0]
+    finally:
+        torch.distributed.destroy_process_group()
