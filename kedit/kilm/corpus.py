@@ -121,12 +121,29 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each unit, int32 [U]."""
-        return np.diff(self._unit_offsets).astype(np.int32)
+        """Tokens of each unit, int32 [U].
+
+        Raises:
+            DataError: a unit ends before it begins, or behind the last token; it is named.
+        """
+        lengths = np.diff(self._unit_offsets)
+        wrong = np.flatnonzero((lengths < 0) | (self._unit_offsets[1:] > len(self._tokens)))
+        if len(wrong):
+            raise self._damaged(f"unit_offsets.npy: unit {wrong[0]:,} does not lie within tokens.npy")
+        return lengths.astype(np.int32)
 
     def tokens(self, unit: int) -> np.ndarray:
-        """int32 [n]"""
-        return self._tokens[self._unit_offsets[unit] : self._unit_offsets[unit + 1]].astype(np.int32)
+        """int32 [n]
+
+        Raises:
+            DataError: one is none of the tokenizer's: a GPU would stop without saying where.
+        """
+        ids: np.ndarray = self._tokens[self._unit_offsets[unit] : self._unit_offsets[unit + 1]].astype(np.int32)
+        size = self.manifest["tokenizer"]["size"]
+        if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+            wrong = int(ids[(ids < 0) | (ids >= size)][0])
+            raise self._damaged(f"tokens.npy: unit {unit:,} holds token {wrong:,} of a vocabulary of {size:,}")
+        return ids
 
     @property
     def mention_offsets(self) -> np.ndarray:
@@ -146,8 +163,18 @@ class Corpus:
         return self._mentions[:, 2]
 
     def mentions(self, unit: int) -> np.ndarray:
-        """Mentions of a unit, int32 [m, 3]: first token, one past the last, entity; sorted, not overlapping."""
-        return np.array(self._mentions[self._mention_offsets[unit] : self._mention_offsets[unit + 1]])
+        """Mentions of a unit, int32 [m, 3]: first token, one past the last, entity; sorted, not overlapping.
+
+        Raises:
+            DataError: one lies outside of the unit, or means no entity.
+        """
+        found = np.array(self._mentions[self._mention_offsets[unit] : self._mention_offsets[unit + 1]])
+        length = self._unit_offsets[unit + 1] - self._unit_offsets[unit]
+        start, end, entity = found.T
+        wrong = (start < 0) | (start >= end) | (end > length) | (entity < 0) | (entity >= self.entities)
+        if wrong.any():
+            raise self._damaged(f"mentions.npy: unit {unit:,} has a mention {found[wrong][0].tolist()} that is none")
+        return found
 
     def surface(self, unit: int, mention: int) -> str:
         """The words of the unit's mention number `mention`."""

@@ -18,6 +18,9 @@ from kedit.editing.sources import DataError
 
 STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how each bzip2 stream begins: the header and the first block's mark
 CHUNK = 1 << 18
+UNPACKED = 1 << 22
+PAGE = 1 << 27
+"""Most bytes between two pages' ends; MediaWiki itself lets no page be larger than 2 MiB."""
 REDIRECT = re.compile(r"\s*#redirect\s*:?\s*\[\[([^\]\n|]*)", re.IGNORECASE)
 AGAIN = "download it again, or leave it out of --dump"
 
@@ -149,14 +152,18 @@ def pages(part: Part, advance: Callable[[int], None] = lambda count: None) -> It
     try:
         if not part.first:
             parser.feed(b"<mediawiki>")
+        since = 0
         for data in _blocks(part, advance, place):
             parser.feed(data)
+            since += len(data)
+            if since > PAGE:
+                raise _Damaged(f"a page of more than {PAGE >> 20} MiB")
             for event, element in parser.read_events():
                 if event == "start":
                     root = _root(part, element) if root is None else root
                 elif element.tag.endswith("page") and element.tag.rpartition("}")[2] == "page":
                     page = _page(element)
-                    count, title = count + 1, page.title
+                    count, title, since = count + 1, page.title, 0
                     yield page
                     if root is not None:
                         root.clear()
@@ -205,13 +212,15 @@ def _blocks(part: Part, advance: Callable[[int], None], place: _Place) -> Iterat
                     place.at = max(begin, place.at - len(data))
                     raise _Damaged("a damaged bzip2 stream header")
                 fresh = False
-                try:
-                    unpacked = unpacker.decompress(data)
-                except OSError:
-                    raise _Damaged("damaged bzip2 data") from None
-                if unpacked:
-                    yield unpacked
-                data = b""
+                while not unpacker.eof and (data or not unpacker.needs_input):
+                    try:
+                        # piece by piece: a few bytes may unpack to gigabytes
+                        unpacked = unpacker.decompress(data, UNPACKED)
+                    except OSError:
+                        raise _Damaged("damaged bzip2 data") from None
+                    data = b""
+                    if unpacked:
+                        yield unpacked
                 if unpacker.eof:
                     data, unpacker, fresh = unpacker.unused_data, bz2.BZ2Decompressor(), True
         if packed and not fresh:

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+IMPORTING = {"megatron_config", "megatron_core", "auto_mapping"}
+"""Settings that name modules which PEFT imports: a file does not choose what is run."""
 CHECKPOINT_PREFIX = "adapter."
 """Before the names of an adapter's tensors in a run's checkpoint."""
 
@@ -106,7 +108,8 @@ def read_config(folder: str | Path) -> LoraConfig:
         if settings["peft_type"] != "LORA":
             raise ValueError(f"its peft_type is {settings['peft_type']}, wanted LORA")
         # other versions of PEFT have other settings besides
-        return LoraConfig(**{key: settings[key] for key in LoraConfig.__dataclass_fields__ if key in settings})
+        known = set(LoraConfig.__dataclass_fields__) - IMPORTING
+        return LoraConfig(**{key: settings[key] for key in known if key in settings})
     except (ValueError, TypeError, KeyError) as error:
         raise OSError(f"{file}: damaged, or no description of a LoRA adapter: {error}") from error
 

@@ -31,6 +31,8 @@ SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
 CAUSAL = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 ENCODERS = ("roberta", "xlm-roberta", "bert", "camembert", "electra", "mpnet", "distilbert", "modernbert")
 Dtype = Literal["float32", "bfloat16", "float16"]
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+"""Others are names of hub repositories, whose code would be run."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -74,6 +76,11 @@ class Backbone:
                 "backbone names no model: give backbone.name (a hub id or a folder) or backbone.architecture with a "
                 f"model_type ({', '.join(SEQ2SEQ)})"
             )
+        for key in ("trust_remote_code", "auto_map", "attn_implementation", "code_revision"):
+            if key in (self.architecture or {}):
+                raise ValueError(f"backbone.architecture.{key}: code that comes with a model is not run: leave it out")
+        if self.attention is not None and self.attention not in ATTENTIONS:
+            raise ValueError(f"backbone.attention is {self.attention}, wanted one of {', '.join(ATTENTIONS)}")
         if self.name is not None and self.made is not None:
             raise ValueError("backbone names a model and makes one: give backbone.name or backbone.made, not both")
 
@@ -105,7 +112,10 @@ def _load(automatic: Any, what: str, name: str, **options: Any) -> Any:
         raise FileNotFoundError(f"{name}: no such folder, wanted one that holds a {what} as transformers saves it")
     try:
         # without network the hub's client tries again and again, for a minute
-        return automatic.from_pretrained(name, local_files_only=not is_folder and not _hub_answers(), **options)
+        return automatic.from_pretrained(
+            # what a folder brings along as its own code is never run, nor is anybody asked
+            name, local_files_only=not is_folder and not _hub_answers(), trust_remote_code=False, **options
+        )  # fmt: skip
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, SafetensorError) as error:

@@ -7,9 +7,10 @@ function of that integer. Knows nothing of any method.
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedit.editing.sources import DataError
+
+LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
+"""What torch says of a worker that died, wherever the training process was when the signal came."""
 
 
 class ResumableData(LightningDataModule):
@@ -201,8 +205,17 @@ class BatchLoader:
             self._batches = iter(self._loader(self._next))
         per_epoch = len(self)
         for _ in range(per_epoch - self._next % per_epoch):
+            epoch, number = divmod(self._next, per_epoch)
+            try:
+                batch = next(self._batches)
+            except RuntimeError as error:
+                if not (lost := lost_worker(error)):
+                    raise
+                raise DataError(f"batch {number} of epoch {epoch} was not made: {lost}") from error
+            if isinstance(batch, _Failed):
+                raise DataError(f"batch {number} of epoch {epoch} cannot be made: {batch.reason}")
             self._next += 1
-            yield next(self._batches)
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing, for the datamodule keeps the position; having the method tells Lightning that we resume."""
@@ -245,7 +258,30 @@ class _Batches(Dataset[Any]):
         self.data = data
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        return self.data.make_batch(*key)
+        try:
+            return self.data.make_batch(*key)
+        except (DataError, OSError) as error:
+            return _Failed(str(error))  # an exception would come out of a worker wrapped in its traceback
+        except Exception as error:
+            error.add_note(f"in making batch {key[1]} of epoch {key[0]}")
+            raise
+
+
+class _Failed(NamedTuple):
+    """Stands for a batch whose data are missing or damaged."""
+
+    reason: str
+
+
+def lost_worker(error: BaseException) -> str:
+    """What to tell of a process that made batches and was killed; empty where the exception says nothing of that."""
+    if not (found := LOST.search(str(error))):
+        return ""
+    how = f"was killed ({found[2].strip()})" if found[2] else "was killed or ended"
+    return (
+        f"the process {found[1].strip()} that makes batches {how}, as happens where memory is short: lower "
+        "data.num_workers, and go on by --ckpt_path last"
+    )
 
 
 def _as_is(batch: Any) -> Any:

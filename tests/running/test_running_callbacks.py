@@ -1,4 +1,4 @@
-"""Progress, throughput and the guard, on a tiny training."""
+"""Progress and throughput, on a tiny training."""
 
 import re
 import sys
@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from tiny_training import PER_EPOCH, Data, Model
 
 from kedit.running import pace
 from kedit.running.data import TrainingPosition
-from kedit.running.guard import FiniteLoss, NonFiniteLoss
 from kedit.running.pace import Pace, track
 from kedit.running.progress import PlainProgress, progress_bar
 from kedit.running.throughput import GradientNorm, TrainingThroughput
@@ -140,31 +139,3 @@ def test_groups_with_different_rates_are_logged_by_name_and_deepspeeds_norm_is_a
     GradientNorm().on_before_optimizer_step(run, module, SimpleNamespace(param_groups=groups))
     GradientNorm().on_train_batch_end(run, module)
     assert logged == {"train/learning_rate/old": 0.1, "train/learning_rate/new": 0.2, "train/gradient_norm": 2.5}
-
-
-class Diverging(Model):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        return loss * float("inf") if self.global_step == 4 else loss
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_of_the_step_before(tmp_path):
-    saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_exception=True)
-    run = trainer(tmp_path, saved, FiniteLoss(), enable_checkpointing=True, enable_progress_bar=False)
-    model = Diverging()
-    with pytest.raises(NonFiniteLoss, match="loss of step 5 is not finite"):
-        run.fit(model, datamodule=Data())
-    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"step={step}.ckpt" for step in (1, 2, 3, 4)]
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_a_verdict_still_on_its_way_is_waited_for_before_a_checkpoint_is_written():
-    guard, waited = FiniteLoss(), []
-    guard._verdict = torch.tensor(False)
-    guard._copied = SimpleNamespace(synchronize=lambda: waited.append(True))
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
-    with pytest.raises(NonFiniteLoss):
-        guard.on_save_checkpoint(SimpleNamespace(strategy=strategy), None, {})
-    with pytest.raises(NonFiniteLoss):
-        guard.on_train_end(None, None)
-    assert waited == [True, True]
