@@ -45,6 +45,13 @@ def export(command: str, arguments: Sequence[str]) -> None:
     call(export, command, arguments)
 
 
+def convert(command: str, arguments: Sequence[str]) -> None:
+    from kedit.running.convert import convert
+    from kedit.running.functions import call
+
+    call(convert, command, arguments)
+
+
 def edit(command: str, arguments: Sequence[str]) -> None:
     from kedit.recipe.commands import edit
     from kedit.running.functions import call
@@ -77,6 +84,7 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
         transfer,
     ),
     "export": ("a checkpoint to a Hugging Face folder", export),
+    "convert": ("a ZeRO checkpoint to one for another number of devices", convert),
     "edit": ("store an edit, or a file of them, in the memory beside a run's model", edit),
     "ask": ("ask a run's model, with its memory of edits and without, and see which edit fired", ask),
     "edits": ("list, find, forget, export, import, ... the edits of a run", edits),
@@ -89,6 +97,7 @@ def overview() -> str:
     head = [f"usage: {PROGRAM} COMMAND [--config FILE ...] [--key value ...]", "", "commands:"]
     foot = f"""
 {PROGRAM} COMMAND --help lists a command's keys; --print_config prints its configuration;
+--allow PACKAGE lets configurations name classes of a package of your own: naming one runs it;
 --debug shows the traceback of an error that is otherwise told in a few lines."""
     return "\n".join([*head, *lines, foot])
 
@@ -98,11 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or 2 for wrong usage or bad input (told in one to three lines), 1 for an error of our own (with its
-        traceback), 130 for Ctrl-C, 143 for SIGTERM.
+        traceback), 130 for Ctrl-C. A training that SIGTERM or SIGUSR1 stopped has saved its state and ends with 75: the
+        same command with --ckpt_path last goes on. 143 and 138 are those signals where there was nothing to save.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("KEDIT_DEBUG", "0") not in ("", "0")
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _allow([argument for argument in arguments if argument != "--debug"])
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if arguments else 2
@@ -131,6 +141,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM} {command}: error: {message}", file=sys.stderr)
         return 1 if message is None else 2
     return 0
+
+
+def _allow(arguments: list[str]) -> list[str]:
+    """Take `--allow PACKAGE` out of the command line: whose classes, besides ours, configurations may name.
+
+    In the environment, so that the processes of a node have it too; a configuration has no such key.
+    """
+    rest, allowed = [], [os.environ.get("KEDIT_ALLOW", "")]
+    while arguments:
+        word = arguments.pop(0)
+        if word == "--allow":
+            allowed.append(arguments.pop(0) if arguments else "--allow")  # which is no package, and is told so
+        elif word.startswith("--allow="):
+            allowed.append(word.removeprefix("--allow="))
+        else:
+            rest.append(word)
+    if len(allowed) > 1:
+        os.environ["KEDIT_ALLOW"] = ",".join(filter(None, allowed))
+    return rest
 
 
 def _interrupted() -> int:

@@ -607,7 +607,7 @@ def test_debug_shows_the_traceback_of_a_users_error_too(run):
     assert "Traceback" in err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_run_that_is_stopped_from_outside_says_so_by_its_exit_code(place, number, code):
     program = (
         "import sys, tiny_command, kedit.cli\n"

@@ -157,6 +157,11 @@ class Asking:
     def _worded(self, prompts: Sequence[str]) -> list[str]:
         if not self.chat:
             return list(prompts)
+        for number, prompt in enumerate(prompts):
+            if token := next((one for one in self.tokenizer.all_special_tokens if one in prompt), None):
+                raise DataError(
+                    f"prompt {number} holds {token}, which the chat template would take for its own: leave it out"
+                )
         return [
             self.tokenizer.apply_chat_template(  # type: ignore[misc]
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, **self.chat_options
@@ -170,7 +175,7 @@ class Asking:
             return []
         batch = self.tokenizer(
             list(texts), add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False,
-            verbose=False,
+            verbose=False, split_special_tokens=not self.chat,
         )  # fmt: skip
         encoded = []
         for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):

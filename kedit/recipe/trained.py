@@ -258,7 +258,8 @@ def _existing(device: str | torch.device) -> torch.device:
 def _trunk(folder: Path) -> PreTrainedModel:
     """The encoder of a description, with weights drawn at random."""
     try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoModel.from_config(config)
     except (OSError, ValueError, TypeError) as error:
         reason = f"is damaged ({str(error).splitlines()[0]})" if folder.is_dir() else "is missing"
         raise DataError(f"{folder} {reason}: take it from the run again") from error

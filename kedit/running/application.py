@@ -21,15 +21,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
-from kedit.running.checkpoints import DurableCheckpointIO
-from kedit.running.data import TrainingPosition
+from kedit.running.curves import WholeCurves
+from kedit.running.data import TrainingPosition, lost_worker
+from kedit.running.directories import make_durable
 from kedit.running.errors import is_out_of_space, space_message
-from kedit.running.guard import FiniteLoss
+from kedit.running.guard import FiniteTraining, Guard
 from kedit.running.last import LastCheckpoint
 from kedit.running.parsing import PROGRAM, Parser, restrict_imports
+from kedit.running.places import check_places
 from kedit.running.progress import ParameterCount, progress_bar
 from kedit.running.records import PredictionFile, SavedConfig, flat_hyperparameters, log_hyperparameters, report
-from kedit.running.runs import Run, RunFolder, existing_run, find_checkpoint, new_run, newest_complete, state_of
+from kedit.running.runs import (
+    Run,
+    RunFolder,
+    existing_run,
+    find_checkpoint,
+    holds_checkpoint,
+    new_run,
+    newest_complete,
+    step_of,
+)
+from kedit.running.signals import OrderlyStop
+from kedit.running.stamp import Stamp
 from kedit.running.throughput import GradientNorm, TrainingThroughput
 
 # what a checkpoint may contain, what is returned and how it is printed is not for a configuration to say
@@ -106,6 +119,7 @@ class Application(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Run, "run")
+        parser.add_class_arguments(Guard, "guard")
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", skip={"dirpath"}, fail_untyped=False)
         parser.callback_keys.append("checkpoint")
         parser.add_argument(
@@ -116,6 +130,9 @@ class Application(LightningCLI):
         """Find the run's folders and the checkpoint that is meant; nothing is written yet."""
         config = self.config[self.command]
         run = Run(**config.run.as_dict())
+        check_places(
+            {part: config[part].as_dict() for part in ("trainer", "checkpoint") if config.get(part) is not None}, run
+        )
         wanted = config.get("ckpt_path")
         checkpoint: Path | None = None
         self.is_new = self.command == "fit" and not wanted
@@ -132,7 +149,7 @@ class Application(LightningCLI):
             say(f"from {checkpoint}")
 
     def _checkpoint(self, run: Run, wanted: str | None) -> Path | None:
-        if wanted in (None, "last") and not any(self.folder.checkpoints.glob("*.ckpt")):
+        if wanted in (None, "last") and not holds_checkpoint(self.folder.checkpoints):
             # so that one command line both starts a job and goes on with it; and a published model may be tested
             if self.command == "fit":
                 say(f"no checkpoint in {self.folder.checkpoints}: starting at the beginning")
@@ -178,6 +195,8 @@ class Application(LightningCLI):
                 newest = newest_complete(self.folder.checkpoints)
                 kept = f"; the newest complete checkpoint is {newest}" if newest else ""
                 raise DataError(space_message(_named_file(error) or self.folder.checkpoints, kept)) from error
+            if lost := lost_worker(error):
+                raise DataError(lost) from error
             if isinstance(error, ValueError | TypeError) and (part := _in_set_up(error)):
                 raise DataError(f"{part} cannot be set up: {error}") from error
             if not isinstance(error, RuntimeError) or "Error(s) in loading state_dict" not in str(error):
@@ -191,7 +210,9 @@ class Application(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
-        callbacks = [TrainingPosition(), FiniteLoss(), TrainingThroughput(), GradientNorm(), LastCheckpoint()]
+        guard = FiniteTraining(self._get(self.config_init, "guard"))
+        callbacks = [TrainingPosition(), guard, TrainingThroughput(), GradientNorm()]
+        callbacks += [LastCheckpoint(), WholeCurves(), Stamp(), OrderlyStop()]
         if self.command == "fit":
             callbacks.append(SavedConfig(self.folder, self.saved_config, self.is_new))
         if self.command == "predict":
@@ -207,15 +228,14 @@ class Application(LightningCLI):
             callbacks.append(ParameterCount())
         self.trainer_defaults["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        make_durable(trainer.strategy)
         return trainer
 
     def _logger(self) -> TensorBoardLogger:
         more: dict[str, Any] = {}
         if self.command == "fit" and self.checkpoint is not None:
             # TensorBoard drops what the interrupted run logged after its checkpoint
-            more["purge_step"] = int(state_of(Path(self.checkpoint)).get("global_step", 0))
+            more["purge_step"] = step_of(Path(self.checkpoint))
         elif self.command == "fit" and any(self.folder.logs.glob("events.*")):
             more["purge_step"] = 0  # of a run that was started here before
         return TensorBoardLogger(

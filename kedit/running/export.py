@@ -23,6 +23,7 @@ from kedit.editing.sources import DataError
 from kedit.running.cards import MARK, find_key, model_card, read_settings
 from kedit.running.errors import is_out_of_space, space_message
 from kedit.running.runs import RunFolder, find_checkpoint, incomplete, state_of
+from kedit.running.shards import plain_values_only
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -195,10 +196,9 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
     """All of a checkpoint's tensors, and the class of the module that wrote them."""
     if checkpoint.is_dir():
-        # DeepSpeed reads its shards with pickle: for checkpoints of one's own
         from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, plain_values_only(checkpoint):
             file = Path(folder) / "weights.ckpt"
             convert_zero_checkpoint_to_fp32_state_dict(str(checkpoint), str(file))
             state = torch.load(file, weights_only=True, map_location="cpu")
@@ -251,7 +251,7 @@ def _classes(backbone: Path) -> tuple[str, str]:
     """Name of the model's class, and of the one of transformers that loads it."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(backbone, local_files_only=True)
+    config = AutoConfig.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
     automatic = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     return (config.architectures or [automatic])[0], automatic
 
@@ -259,7 +259,7 @@ def _classes(backbone: Path) -> tuple[str, str]:
 def _tokenizer(backbone: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(backbone, local_files_only=True)
+    return AutoTokenizer.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
 
 
 def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
@@ -267,7 +267,7 @@ def _model(backbone: Path, weights: Mapping[str, Tensor], source: str) -> Any:
 
     from kedit.lm.weights import misfits
 
-    config = AutoConfig.from_pretrained(backbone, local_files_only=True)
+    config = AutoConfig.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
     builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     embedding, head = (next((weights[n] for n in names if n in weights), None) for names in (EMBEDDINGS, HEADS))
     if embedding is not None and head is not None and not torch.equal(embedding, head):

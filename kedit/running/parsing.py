@@ -35,13 +35,35 @@ ALLOWED = [
 def restrict_imports() -> None:
     """Let a configuration name classes of kedit, of Lightning's plug-in packages and of torch.optim only.
 
-    More prefixes are allowed by the environment (KEDIT_ALLOW=my_package,another), never by the configuration itself:
-    naming a class runs its module. Configurations are read from local files only.
+    More prefixes are allowed by whoever starts the command (`--allow my_package`, or KEDIT_ALLOW=my_package,another in
+    the environment), never by the configuration itself: naming a class runs its module. Configurations are read from
+    local files only.
+
+    Raises:
+        DataError: what is to be allowed is no package.
     """
-    own = [prefix.strip().rstrip(".") for prefix in os.environ.get("KEDIT_ALLOW", "").split(",") if prefix.strip()]
+    own = _allowed_besides()
+    for prefix in own:
+        if not all(part.isidentifier() for part in prefix.split(".")) or prefix.split(".")[0] == "jsonargparse":
+            raise DataError(f"--allow {prefix}: wanted the name of a package of your own, as in --allow my_package")
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *own], config_read_mode_fsspec_enabled=False
     )
+
+
+def _allowed_besides() -> list[str]:
+    return [prefix.strip().rstrip(".") for prefix in os.environ.get("KEDIT_ALLOW", "").split(",") if prefix.strip()]
+
+
+def _module(name: str) -> ModuleType:
+    """A module that a configuration may name: a message quotes values, and these may be made to look like messages.
+
+    Raises:
+        ImportError: it may not, or there is none.
+    """
+    if not any(f"{name}.".startswith(f"{prefix}.") for prefix in (*ALLOWED, *_allowed_besides())):
+        raise ImportError(f"{name} may not be imported for a configuration")
+    return importlib.import_module(name)
 
 
 class Parser(LightningArgumentParser):
@@ -79,7 +101,8 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
         return (
             f"{_quoted(denied[1], arguments)} is not allowed in {keys[0] if keys else 'a configuration'}: a class may "
             f"come from {', '.join(ALLOWED)}\n"
-            f"  (for classes of your own set KEDIT_ALLOW={denied[1].split('.')[0]} in the environment)"
+            f"  (for classes of your own add --allow {denied[1].split('.')[0]}, or set "
+            f"KEDIT_ALLOW={denied[1].split('.')[0]} in the environment)"
         )
     if unknown := re.search(r"(?:does not accept option|Option) '([^']+)'|[Uu]nrecognized arguments: (\S+)", message):
         word = (unknown[1] or unknown[2]).lstrip("-").split("=")[0]
@@ -146,7 +169,10 @@ def _inner_class(class_path: str, names: Sequence[str]) -> str:
     """The class of a class' parameter, of that one's parameter, and so on; as far as annotations tell."""
     for name in names:
         module, _, last = class_path.rpartition(".")
-        hint = typing.get_type_hints(getattr(importlib.import_module(module), last).__init__).get(name)
+        try:
+            hint = typing.get_type_hints(getattr(_module(module), last).__init__).get(name)
+        except (ImportError, AttributeError):
+            break
         inner = next((h for h in (hint, *typing.get_args(hint)) if inspect.isclass(h) and h is not type(None)), None)
         if inner is None:
             break
@@ -181,7 +207,7 @@ def _unknown_class(key: str, path: str, message: str, arguments: Sequence[str]) 
     module_name, _, name = path.rpartition(".")
     near = ""
     try:
-        classes = _classes(importlib.import_module(module_name))
+        classes = _classes(_module(module_name))
         near = nearest(name, classes)
         near = near and f"{module_name}.{near}"
     except (ImportError, ValueError):
@@ -240,7 +266,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _parameters(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     found: list[str] = []
-    for base in getattr(importlib.import_module(module), name).__mro__:
+    try:
+        bases = getattr(_module(module), name).__mro__
+    except (ImportError, AttributeError):
+        return found
+    for base in bases:
         parameters = inspect.signature(base.__init__).parameters.values()
         found += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
