@@ -87,7 +87,7 @@ class TinyData(ResumableData):
 
     Args:
         path: a file that must exist.
-        batches: batches in an epoch.
+        batches: steps in an epoch.
     """
 
     def __init__(self, path: str | None = None, batches: int = 6, width: int = 4):
@@ -104,7 +104,11 @@ class TinyData(ResumableData):
                 raise DataError(f"{self.path} is empty, wanted one point per line")
 
     @property
-    def batches_per_epoch(self) -> int:
+    def step_samples(self) -> int:
+        return 2
+
+    @property
+    def steps_per_epoch(self) -> int:
         return self.batches
 
     def make_batch(self, epoch: int, batch: int) -> TinyBatch:

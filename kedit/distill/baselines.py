@@ -20,7 +20,7 @@ from kedit.lm.causal import pack, start_ids, states
 from kedit.lm.losses import linear_cross_entropy
 from kedit.lm.packing import best_fit
 from kedit.lm.text import encode
-from kedit.running.order import batch_count, batch_items, epoch_order
+from kedit.running.order import epoch_order, step_count, step_items
 
 Way = Literal["finetune", "finetune_last", "finetune_transfer"]
 FINETUNED: tuple[Way, ...] = ("finetune", "finetune_last", "finetune_transfer")
@@ -78,8 +78,8 @@ def finetune(
     device = model.device
     for turn in range(passes):
         order = epoch_order(len(texts), seed, turn)
-        for step in range(batch_count(len(texts), batch)):
-            chosen = [texts[index] for index in batch_items(order, step, batch)]
+        for step in range(step_count(len(texts), batch)):
+            chosen = [texts[index] for index in step_items(order, step, batch)]
             places = best_fit(np.array([len(text) for text in chosen]), row_tokens)
             rows = pack([[chosen[index] for index in place] for place in places])
             rows = replace(rows, **{name: value.to(device) for name, value in vars(rows).items()})

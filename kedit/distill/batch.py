@@ -57,13 +57,13 @@ def compose(
     weight_of_kind: Sequence[float],
     facts: tuple[int, ...],
     stage: int,
-    everywhere: np.ndarray | None = None,
-    processes: int = 1,
+    step: np.ndarray | None = None,
+    parts: int = 1,
 ) -> DistillBatch:
     """A batch of rows of a transfer set.
 
     A position weighs its kind's weight over the number of positions in the batch; side by side, in its own edit's part.
-    Those of all processes count, so that their mean gradient is that of the whole batch.
+    Those of the whole step count, so that the mean gradient of its parts is that of the step.
 
     Args:
         rows: the transfer set.
@@ -72,8 +72,8 @@ def compose(
         weight_of_kind: weights by kind (`loss.KINDS`).
         facts: the facts of the stage.
         stage: its number.
-        everywhere: the rows of all processes, in the form of `numbers`; by default these.
-        processes: how many there are.
+        step: the rows of all processes and accumulated batches, in the form of `numbers`; by default these.
+        parts: in how many these are dealt out.
     """
     chosen = [rows.rows[number] for number in numbers.reshape(-1)]
     texts = [rows.student_ids(row).astype(np.int64) for row in chosen]
@@ -86,7 +86,7 @@ def compose(
 
     where, order, weights, kinds = [], [], [], []
     counts = np.array([len(row.scored) for row in chosen])
-    whole = numbers if everywhere is None else everywhere
+    whole = numbers if step is None else step
     in_edit = np.vectorize(lambda number: len(rows.rows[number].scored))(whole).reshape(-1, whole.shape[-1]).sum(-1)
     for number, place in enumerate(places):
         offset = number * width + len(rows.start)
@@ -95,7 +95,7 @@ def compose(
             where.append(row.scored + offset)
             order.append(int(numbers.reshape(-1)[index]))
             of_edit = in_edit[index // numbers.shape[-1] if numbers.ndim == 2 else 0]
-            share = processes * weight_of_kind[row.kind] / max(1, of_edit)
+            share = parts * weight_of_kind[row.kind] / max(1, of_edit)
             weights.append(np.full(len(row.scored), share, dtype=np.float32))
             kinds.append(np.full(len(row.scored), row.kind, dtype=np.int64))
             offset += lengths[index]

@@ -65,7 +65,8 @@ class DistillData(ResumableData):
         positions: which predictions are compared: those after the mention of the entity, or all.
         sentences: most sentences of a fact.
         regularisation: text on which the model is to stay as it was.
-        batch_sentences: sentences of a step over all devices; of each edit where they are made side by side.
+        batch_sentences: sentences of a step over all devices and accumulated batches; of each edit where they are made
+            side by side.
         row_tokens: most tokens of a packed row; what the model reads where that is less.
         most_facts: learn only the first so many facts.
         evaluation: what is asked.
@@ -272,12 +273,12 @@ class DistillData(ResumableData):
     # training ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _processes(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def step_samples(self) -> int:
+        return self.plan.batch
 
     @property
-    def batches_per_epoch(self) -> int:
-        return self.plan.batches
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps
 
     @property
     def row_budget(self) -> int:
@@ -302,15 +303,16 @@ class DistillData(ResumableData):
 
     def make_batch(self, epoch: int, batch: int) -> DistillBatch:
         assert self.rows is not None
-        rank, world = self._processes
-        everywhere = self.plan.rows(epoch, batch)
-        numbers = self.plan.rows(epoch, batch, rank, world)
-        stage = self.plan.stage_of(batch)
+        share = self.share(batch)
+        step = self.plan.rows(epoch, share.step)  # in stages, steps are of one batch
+        numbers = share.own(step) if step.ndim == 1 else step[:, share.rank :: share.world]
+        stage = self.plan.stage_of(share.step)
         weights = self.weights
-        if not numbers.size:  # a last batch with less rows than processes
-            numbers, weights = everywhere[..., :1], [0.0, 0.0, 0.0]
+        if not numbers.size:  # a last step with less rows than parts
+            numbers, weights = step[..., :1], [0.0, 0.0, 0.0]
         facts = self.plan.stages[stage].facts
-        return compose(self.rows, numbers, self.row_budget, weights, facts, stage, everywhere, world)
+        parts = share.batches * share.world
+        return compose(self.rows, numbers, self.row_budget, weights, facts, stage, step, parts)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 

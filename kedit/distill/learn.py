@@ -78,10 +78,10 @@ def learn(
     learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     losses: list[float] = []
-    steps = bar(f"learning {len(edit.facts)} facts", plan.batches, "steps", progress)
+    steps = bar(f"learning {len(edit.facts)} facts", plan.steps, "steps", progress)
     with steps, torch.enable_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)  # of the adapter's dropout
-        for step in range(plan.batches):
+        for step in range(plan.steps):
             batch = compose(rows, plan.rows(0, step), row_tokens, [1.0, weight, weight], plan.stages[0].facts, 0)
             packed = replace(batch.rows, **{name: tensor.to(device) for name, tensor in vars(batch.rows).items()})
             student_ND = states(model, packed).flatten(0, 1)[batch.where_N.to(device)]
@@ -102,7 +102,7 @@ def learn(
             if settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(learned, settings.clip)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * settings.schedule.factor(step, plan.batches)
+                group["lr"] = settings.learning_rate * settings.schedule.factor(step, plan.steps)
             optimizer.step()
             steps.update()
     tensors = {name: tensor.cpu().clone() for name, tensor in adapter_state(adapted).items()}

@@ -229,14 +229,14 @@ class DistillModule(EditingModule):
         if not self.data.staged:
             return super().learning_rate(step, total)
         plan = self.data.plan
-        stage = plan.stages[plan.stage_of(step % plan.batches)]
-        return self.schedule.factor(step % plan.batches - stage.first, stage.batches)
+        stage = plan.stages[plan.stage_of(step % plan.steps)]
+        return self.schedule.factor(step % plan.steps - stage.first, stage.steps)
 
     def on_train_batch_start(self, batch: DistillBatch, batch_idx: int) -> None:
         if not self.data.staged:
             return
         protocol, stage = self.data.protocol, self.data.plan.stages[batch.stage]
-        step = self.data.consumed % self.data.plan.batches - stage.first
+        step = self.data.consumed % self.data.plan.steps - stage.first
         if step == 0 and batch.stage and batch.stage - 1 not in self.contest.judged:
             self._judge_stage(batch.stage - 1)  # killed between its last step and its judging
         if step == 0 and protocol.edits == "independent":
@@ -256,10 +256,7 @@ class DistillModule(EditingModule):
         loss, sums, counts = distill_loss(
             student_ND, self.student.head, said, batch.weights_N, batch.kinds_N, self.divergence
         )
-        if self.student.stacked is not None:
-            self.log("train/loss", loss.detach() / len(batch.facts), prog_bar=True, batch_size=1)
-        else:
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log_loss(loss / len(batch.facts) if self.student.stacked is not None else loss)
         means = sums / counts
         for kind, name in enumerate(KINDS):
             if batch.kind_counts[kind]:
@@ -303,14 +300,14 @@ class DistillModule(EditingModule):
     def on_train_batch_end(self, outputs: Any, batch: DistillBatch, batch_idx: int) -> None:
         """Judge a stage as soon as it has been learned."""
         stage = self.data.plan.stages[batch.stage]
-        position = (self.data.consumed - 1) % self.data.plan.batches + 1
-        if self.data.staged and position == stage.first + stage.batches:
+        position = (self.data.consumed - 1) % self.data.plan.steps + 1
+        if self.data.staged and position == stage.first + stage.steps:
             self._judge_stage(batch.stage)
 
     def on_fit_end(self) -> None:
         """A run that was killed between its last step and its judging has nothing left to train."""
         plan = self.data.plan
-        if self.data.staged and self.data.consumed == plan.batches and len(plan.stages) - 1 not in self.contest.judged:
+        if self.data.staged and self.data.consumed == plan.steps and len(plan.stages) - 1 not in self.contest.judged:
             self._judge_stage(len(plan.stages) - 1)
 
     # judging ----------------------------------------------------------------------------------------------------------

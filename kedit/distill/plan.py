@@ -1,8 +1,8 @@
-"""Which sentences make up batch number k: edits made jointly, independently of each other, or one after another.
+"""Which sentences make up step number k: edits made jointly, independently of each other, or one after another.
 
-A pure function of (seed, epoch, batch), so that a run resumes exactly. Knows row numbers; no text, no model.
+A pure function of (seed, epoch, step), so that a run resumes exactly. Knows row numbers; no text, no model.
 
-Shapes: n rows of a batch; E facts edited side by side, b rows of each.
+Shapes: n rows of a step; E facts edited side by side, b rows of each.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from kedit.running.order import batch_count, batch_items, epoch_order
+from kedit.running.order import epoch_order, step_count, step_items
 
 
 @dataclass
@@ -51,20 +51,20 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Stage:
-    """Facts that are learned together, and the batches of an epoch that are theirs: [first, first + batches)."""
+    """Facts that are learned together, and the steps of an epoch that are theirs: [first, first + steps)."""
 
     facts: tuple[int, ...]
     first: int
-    batches: int
+    steps: int
 
 
 class Plan:
-    """The batches of an epoch, stage by stage.
+    """The steps of an epoch, stage by stage.
 
     Args:
         rows_of: the rows of each fact.
         protocol: how the edits are made.
-        batch: rows of a batch over all processes; where edits are made side by side, rows of each of them.
+        batch: rows of a step over all processes; where edits are made side by side, rows of each of them.
         seed: of the order.
         side_by_side: whether the facts of a stage are learned each by an adapter of its own.
         kept_of: regularising rows of each fact, of which every pass takes the next `ratio` for each of its own rows.
@@ -95,11 +95,11 @@ class Plan:
         alike = [list(same) for _, same in groupby(facts, sizes_of.__getitem__ if side_by_side else lambda _: 0)]
         for members in (tuple(same[start : start + group]) for same in alike for start in range(0, len(same), group)):
             sizes = [sizes_of[fact] for fact in members]
-            a_pass = batch_count(max(sizes) if side_by_side else sum(sizes), self.batch)
-            batches = a_pass * protocol.passes * (protocol.repeats if protocol.reference else 1)
-            self.stages.append(Stage(members, first, batches))
-            first += batches
-        self.batches = first
+            a_pass = step_count(max(sizes) if side_by_side else sum(sizes), self.batch)
+            steps = a_pass * protocol.passes * (protocol.repeats if protocol.reference else 1)
+            self.stages.append(Stage(members, first, steps))
+            first += steps
+        self.steps = first
 
     def rows_of(self, fact: int, turn: int) -> np.ndarray:
         """What is read of a fact in a pass: all its own rows, and the next of those that keep the model as it was."""
@@ -109,27 +109,27 @@ class Plan:
         next_ones = np.arange(turn * taken, (turn + 1) * taken)
         return np.concatenate([self.own_of[fact], np.take(self.kept_of[fact], next_ones, mode="wrap")])
 
-    def stage_of(self, batch: int) -> int:
-        """Number of the stage that a batch of the epoch belongs to."""
-        return next(number for number, stage in enumerate(self.stages) if batch < stage.first + stage.batches)
+    def stage_of(self, step: int) -> int:
+        """Number of the stage that a step of the epoch belongs to."""
+        return next(number for number, stage in enumerate(self.stages) if step < stage.first + stage.steps)
 
-    def rows(self, epoch: int, batch: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """This process's rows of a batch: int64 [n], or [E, b] where edits are made side by side, all of one size.
+    def rows(self, epoch: int, step: int) -> np.ndarray:
+        """The rows of a step: int64 [n], or [E, b] where edits are made side by side, all of one size.
 
         A stage's order is that of a run of its facts alone, so that an edit does not hang on those beside it.
         """
-        stage = self.stages[self.stage_of(batch)]
-        step = (batch - stage.first) // (self.protocol.repeats if self.protocol.reference else 1)
-        steps = stage.batches // self.protocol.passes // (self.protocol.repeats if self.protocol.reference else 1)
+        stage = self.stages[self.stage_of(step)]
+        step = (step - stage.first) // (self.protocol.repeats if self.protocol.reference else 1)
+        steps = stage.steps // self.protocol.passes // (self.protocol.repeats if self.protocol.reference else 1)
         turn, step = divmod(step, steps)
         turn += epoch * self.protocol.passes
         if not self.side_by_side:
             rows = np.concatenate([self.rows_of(fact, turn) for fact in stage.facts])
             order = rows[epoch_order(len(rows), self.seed, turn)]
-            return batch_items(order, step, self.batch, rank, world)
+            return step_items(order, step, self.batch)
         picked = []
         for fact in stage.facts:
             rows = self.rows_of(fact, turn)
             order = rows[epoch_order(len(rows), self.seed, turn)]
-            picked.append(batch_items(order, step, self.batch, rank, world))
+            picked.append(step_items(order, step, self.batch))
         return np.stack(picked)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
 
 from kedit.editing.sources import DataError
 from kedit.lm.optim import Schedule, parameter_groups
@@ -45,6 +46,13 @@ class EditingModule(LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained; a group's `share` is its part of the optimiser's learning rate."""
         return parameter_groups(self, self.weight_decay)
+
+    def log_loss(self, loss: Tensor) -> None:
+        """Log `train/loss`: the mean over all processes when the logger writes it down, in between this one's."""
+        loss, trainer = loss.detach(), self.trainer
+        if trainer.world_size > 1 and trainer._logger_connector.should_update_logs:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
 
     def learning_rate(self, step: int, total: int) -> float:
         """Share of the optimiser's learning rate at `step` (from 0) of `total` steps."""

@@ -37,6 +37,7 @@ class KilmBatch:
         class_counts: target tokens of each class.
         padding: padded positions, source and target.
         positions: all positions.
+        weight: what the batch counts among those that are accumulated, on all processes; 1 for equal parts.
         flops: floating-point operations of forward and backward pass, set by the module.
     """
 
@@ -50,6 +51,7 @@ class KilmBatch:
     class_counts: np.ndarray
     padding: int
     positions: int
+    weight: float = 1.0
     flops: float = 0.0
 
     @property

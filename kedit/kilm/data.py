@@ -19,7 +19,7 @@ from kedit.kilm.marking import find_mention, mark
 from kedit.kilm.questions import MentionBatch, QuestionBatch, described, mentioned, split
 from kedit.running.batches import Batches
 from kedit.running.data import ResumableData
-from kedit.running.order import batch_count, batch_items, epoch_order
+from kedit.running.order import epoch_order, step_count, step_items
 
 GROUPED = 256
 """Rows among which batches of like rows are formed."""
@@ -61,9 +61,8 @@ class KilmData(ResumableData):
         infilling: what is hidden.
         row_tokens: most tokens of a row on its longer side: BART's target; T5's source, give or take a few.
         packing: several documents in a row; false for one.
-        batch_rows: rows a device handles at a time.
-        batch_tokens: target tokens of an optimiser step over all devices and accumulated batches, instead of
-            `batch_rows`; rounded to whole rows.
+        batch_rows: rows of an optimiser step over all devices and accumulated batches.
+        batch_tokens: target tokens of such a step instead; rounded to whole rows.
         evaluation: what is asked in validation and test.
         predict: JSONL of {"text", "mention" or "span", optional "candidates"}, for `predict`.
         num_workers: processes that prepare batches.
@@ -140,17 +139,12 @@ class KilmData(ResumableData):
     # training ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _processes(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    @property
-    def _rows_at_a_time(self) -> int:
-        """Rows of one process in one micro-batch."""
+    def step_samples(self) -> int:
+        """Rows of an optimiser step."""
         if self.batch_rows is not None:
             return self.batch_rows
         assert self.batch_tokens is not None
-        share = self._processes[1] * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-        return max(1, round(self.batch_tokens / self._row_target_tokens / share))
+        return max(1, round(self.batch_tokens / self._row_target_tokens))
 
     def _mean_target_tokens(self) -> float:
         """Target tokens of a row, read off some."""
@@ -158,15 +152,15 @@ class KilmData(ResumableData):
         return self.train.batch(rows, epoch=0).target_tokens / len(rows)
 
     @property
-    def batches_per_epoch(self) -> int:
-        return batch_count(len(self.train.rows), self._rows_at_a_time * self._processes[1])
+    def steps_per_epoch(self) -> int:
+        return step_count(len(self.train.rows), self.step_samples)
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
-        """All rows in the order of an epoch: shuffled, then sorted piece by piece so that a batch pads little.
+        """All rows in the order of an epoch: shuffled, then sorted piece by piece so that a step's batches pad little.
 
         Rows are alike on their longer side; grouped are those whose other side is about as long.
         """
-        order, size = epoch_order(len(self.train.rows), self.seed, epoch), self._rows_at_a_time * self._processes[1]
+        order, size = epoch_order(len(self.train.rows), self.seed, epoch), self.step_samples
         piece = size * -(-GROUPED // size)
         batches: list[np.ndarray] = []
         for start in range(0, len(order), piece):
@@ -179,14 +173,14 @@ class KilmData(ResumableData):
         return np.concatenate(batches)
 
     def make_batch(self, epoch: int, batch: int) -> KilmBatch:
-        rank, world = self._processes
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self.epoch_rows(epoch)
-        order, size = self._order[1], self._rows_at_a_time * world
-        rows = batch_items(order, batch, size, rank, world)
-        if len(rows):
-            return self.train.batch(rows.tolist(), epoch)
-        return self.train.batch([order[batch * size]], epoch, muted=True)
+        share = self.share(batch)
+        rows = step_items(self._order[1], share.step, self.step_samples)
+        own = share.own(rows)
+        made = self.train.batch(own.tolist(), epoch) if len(own) else self.train.batch(rows[:1], epoch, muted=True)
+        made.weight = share.weight(rows)
+        return made
 
     # evaluation -------------------------------------------------------------------------------------------------------
 
@@ -197,11 +191,11 @@ class KilmData(ResumableData):
 
     def _held_out_rows(self, units: np.ndarray, infilling: Infilling) -> Batches:
         composer = self.composer(units, infilling)
-        rank, world = self._processes
+        rank, world = self.processes
         return Batches(lambda _, rows: composer.batch(rows, epoch=0), "rows", range(len(composer.rows)), 8, rank, world)
 
     def _mentions(self, task: str, mentions: list[Any]) -> Batches:
-        return Batches(MentionBatch, task, mentions, self.evaluation.batch, *self._processes)
+        return Batches(MentionBatch, task, mentions, self.evaluation.batch, *self.processes)
 
     def val_dataloader(self) -> list[Batches]:
         known = self._known
@@ -226,7 +220,7 @@ class KilmData(ResumableData):
             if isinstance(benchmark, MentionSource):
                 loaders.append(self._mentions(benchmark.name, [mark(self.tokenizer, one) for one in benchmark]))
             else:
-                size, processes = self.evaluation.batch, self._processes
+                size, processes = self.evaluation.batch, self.processes
                 loaders.append(Batches(QuestionBatch, benchmark.name, list(benchmark), size, *processes))
         return loaders
 
@@ -236,7 +230,7 @@ class KilmData(ResumableData):
         mentions = [mark(self.tokenizer, question) for question in read_mentions(Path(self.predict_file))]
         if not mentions:
             raise DataError(f"{self.predict_file} holds no line: nothing to predict")
-        return Batches(MentionBatch, "predict", mentions, self.evaluation.batch, *self._processes)
+        return Batches(MentionBatch, "predict", mentions, self.evaluation.batch, *self.processes)
 
 
 def read_mentions(file: Path) -> Iterator[MentionQuestion]:

@@ -41,7 +41,7 @@ class ClassWeights:
 
 def kilm_loss(
     states_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, where_N: Tensor, targets_N: Tensor, classes_N: Tensor,
-    weights: ClassWeights,
+    weights: ClassWeights, total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss of packed rows.
 
@@ -53,13 +53,15 @@ def kilm_loss(
         targets_N: their ids.
         classes_N: their classes, -1 for tokens that train nothing.
         weights: of the classes.
+        total: the sum of weights to divide by; by default of these tokens.
 
     Returns:
         L; the sums of nll [3] and the numbers of tokens [3] by class, in nats and without gradient.
     """
     states_ND = states_BTD.flatten(0, 1)[where_N]
     weights_N = weights.table(states_ND.device)[classes_N]
-    weights_N = weights_N / weights_N.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    total = weights_N.sum() if total is None else total
+    weights_N = weights_N / total.clamp_min(torch.finfo(torch.float32).tiny)
     loss, nll_N = linear_cross_entropy(states_ND, weight_VD, bias_V, targets_N, weights_N)
     spare = len(CLASSES)
     index = torch.where(classes_N < 0, spare, classes_N)

@@ -145,20 +145,30 @@ class KilmModule(EditingModule):
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    def _loss(self, batch: KilmBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _loss(
+        self, batch: KilmBatch, total: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         states = decode(self.model, encode(self.model, batch.rows), batch.rows)
         weight, bias = output_head(self.model)
-        return kilm_loss(states, weight, bias, batch.where_N, batch.targets_N, batch.classes_N, self.class_weights)
+        return kilm_loss(states, weight, bias, batch.where_N, batch.targets_N, batch.classes_N, self.class_weights,
+                         total)  # fmt: skip
 
     def training_step(self, batch: KilmBatch, batch_idx: int) -> torch.Tensor:
         batch.flops = 3 * forward_flops(self.model.config, batch.source_lengths, batch.target_lengths)
-        loss, sums, counts = self._loss(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        loss, sums, counts = self._loss(batch, self._total(batch))
+        self.log_loss(loss)
         means = sums / counts
         for index, name in enumerate(CLASSES):
             if batch.class_counts[index]:
                 self.log(f"train/loss/{name}", means[index], batch_size=1)
-        return loss
+        return loss * batch.weight
+
+    def _total(self, batch: KilmBatch) -> torch.Tensor:
+        """What the tokens of a batch weigh, the mean over all processes: by it their mean gradient is that of one
+        process with all rows.
+        """
+        total = self.class_weights.table(batch.classes_N.device)[batch.classes_N].sum()
+        return self.trainer.strategy.reduce(total, reduce_op="mean")  # type: ignore[return-value]
 
     # validation and test ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from kedit.recipe.negatives import Negatives
 from kedit.recipe.rewording import Rewording, words_to_put_in
 from kedit.running.batches import Batches
 from kedit.running.data import ResumableData
-from kedit.running.order import batch_count, batch_items, epoch_order
+from kedit.running.order import epoch_order, step_count, step_items
 
 Rivals = Literal["none", "text_prefix", "finetune", "finetune_layer", "finetune_bound", "lora"]
 
@@ -87,7 +87,7 @@ class RecipeData(ResumableData):
         unrelated: texts that no edit concerns, to learn from.
         calibration: others, by which the margin is set.
         far: others again, on which false activations are counted in the test.
-        batch_edits: edits of a step over all devices.
+        batch_edits: edits of a step over all devices and accumulated batches.
         negatives: further edits of a step, read without gradient, on each device.
         unrelated_queries: unrelated texts of a step, on each device.
         reworded: share of queries into which words are put, or in which some are exchanged, in training.
@@ -186,23 +186,23 @@ class RecipeData(ResumableData):
     # training ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _processes(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def step_samples(self) -> int:
+        return self.batch_edits
 
     @property
-    def batches_per_epoch(self) -> int:
-        return batch_count(len(self.pool), self.batch_edits)
+    def steps_per_epoch(self) -> int:
+        return step_count(len(self.pool), self.batch_edits)
 
     def make_batch(self, epoch: int, batch: int) -> RecipeBatch:
-        rank, world = self._processes
-        order = epoch_order(len(self.pool), self.seed, epoch)
-        numbers = batch_items(order, batch, self.batch_edits, rank, world)
-        # a last batch with less edits than processes
+        share = self.share(batch)
+        step = step_items(epoch_order(len(self.pool), self.seed, epoch), share.step, self.batch_edits)
+        numbers = share.own(step)
+        # a last step with less edits than parts
         spare = not len(numbers)
         if spare:
-            numbers = order[:1]
-        made = self.composer.compose(numbers.tolist(), np.random.default_rng([self.seed, epoch, batch, rank]))
-        made.weight = float(not spare)
+            numbers = step[:1]
+        made = self.composer.compose(numbers.tolist(), np.random.default_rng([self.seed, epoch, batch, share.rank]))
+        made.weight = share.weight(step) * (not spare)
         return made
 
     # evaluation -------------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ class RecipeModule(EditingModule):
     def training_step(self, batch: RecipeBatch, batch_idx: int) -> Tensor:
         base_nH = self._base(batch) if self.reads_locality else None
         loss, terms, found = self.objective(self.networks, self.language_model, batch, base_nH)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log_loss(loss)
         for name, term in terms.items():
             self.log(f"train/loss/{name}", term, batch_size=1)
         for name, value in gate_scores(found, batch).items():

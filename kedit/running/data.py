@@ -15,17 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedit.editing.sources import DataError
+from kedit.running.order import Share
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 """What torch says of a worker that died, wherever the training process was when the signal came."""
 
 
 class ResumableData(LightningDataModule):
-    """A datamodule that implements `batches_per_epoch` and `make_batch`; the training loader follows from these.
+    """A datamodule that implements `step_samples`, `steps_per_epoch` and `make_batch`; the training loader follows from these.
+
+    Training goes by optimiser steps, whose samples are the same for any number of processes and of accumulated batches;
+    `share` says which of them a batch of this process holds.
 
     Needs the `TrainingPosition` callback in the trainer (the command line installs it). `num_workers` and
     `pin_memory` are read when the loader is built.
@@ -38,7 +43,7 @@ class ResumableData(LightningDataModule):
         super().__init__()
         self.consumed = 0
         self._random: dict[str, Any] | None = None
-        self._batches_then: int | None = None
+        self._steps_then: int | None = None
 
     @property
     def seed(self) -> int:
@@ -46,9 +51,33 @@ class ResumableData(LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     @property
+    def processes(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def accumulated(self) -> int:
+        """Batches of this process that make an optimiser step."""
+        return 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of an optimiser step, over all processes and accumulated batches."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many samples a step has")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch: the same in every epoch, for any number of processes."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many steps an epoch has")
+
+    @property
     def batches_per_epoch(self) -> int:
         """Training batches of this process in an epoch: the same in every epoch and on every process."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how many batches an epoch has")
+        return self.steps_per_epoch * self.accumulated
+
+    def share(self, batch: int) -> Share:
+        """Which part of which step batch number `batch` of an epoch is, on this process."""
+        return Share(*divmod(batch, self.accumulated), self.accumulated, *self.processes)
 
     def make_batch(self, epoch: int, batch: int) -> Any:
         """Training batch number `batch` (from 0) of an epoch, for this process: a pure function of its arguments.
@@ -63,21 +92,23 @@ class ResumableData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on; loads with `weights_only=True`. Called on every process, for it gathers.
 
-        `consumed`: micro-batches trained on since the start, alike on all processes; `random`: one random state per
-        process; `seed` and `batches` (an epoch's) say what `consumed` means.
+        `consumed`: batches trained on since the start, alike on all processes; `random`: one random state per process;
+        `seed`, `accumulated` and `steps` (an epoch's) say what `consumed` means.
         """
         own = _to_save(self._random if self._random is not None else random_state())
         states: list[Any] = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(states, own)
-        return {"consumed": self.consumed, "random": states, "seed": self.seed, "batches": self.batches_per_epoch}
+        position = {"consumed": self.consumed, "accumulated": self.accumulated, "steps": self.steps_per_epoch}
+        return position | {"random": states, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the position up, for training.
+        """Take the position up, for training, with any number of processes and accumulated batches.
 
         Raises:
-            DataError: the checkpoint was trained with another seed, so that its held-out data are others.
+            DataError: the checkpoint was trained with another seed, so that its held-out data are others; or it was
+                written in the middle of a step.
         """
         if state_dict.get("seed", self.seed) != self.seed:
             raise DataError(
@@ -86,11 +117,16 @@ class ResumableData(LightningDataModule):
             )
         if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
             return  # testing a checkpoint is no resume
-        self.consumed = int(state_dict["consumed"])
-        self._batches_then = state_dict.get("batches")
+        consumed, accumulated = int(state_dict["consumed"]), int(state_dict.get("accumulated", self.accumulated))
+        if consumed % accumulated and accumulated != self.accumulated:
+            raise DataError(
+                f"the checkpoint was written after {consumed % accumulated} of {accumulated} accumulated batches: "
+                f"resume with trainer.accumulate_grad_batches {accumulated}"
+            )
+        self.consumed = consumed * self.accumulated // accumulated
+        self._steps_then = state_dict.get("steps")
         states = state_dict["random"]
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        self._random = _from_saved(states[rank % len(states)])
+        self._random = _from_saved(states[self.processes[0] % len(states)])
 
 
 class TrainingPosition(Callback):
@@ -101,20 +137,43 @@ class TrainingPosition(Callback):
     Lightning always moves to the end.
     """
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts batches, too: say the same place in those that are accumulated now."""
+        data = _resumable(trainer)
+        state = checkpoint.get(type(data).__qualname__, {}) if data is not None else {}
+        now, then = trainer.accumulate_grad_batches, state.get("accumulated", trainer.accumulate_grad_batches)
+        if now != then:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                for name, count in counts.items():
+                    counts[name] = count * now // then
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, and so save, between optimiser steps only: what was accumulated is in no checkpoint.
 
         Raises:
-            DataError: the position that was read counts batches of another size.
+            DataError: the position that was read counts steps of another size; or a step has less samples than batches,
+                or another number of batches later.
         """
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise DataError(
+                "trainer.callbacks: GradientAccumulationScheduler is not for data that resume exactly; set "
+                "trainer.accumulate_grad_batches"
+            )
         every, window = trainer.val_check_batch, trainer.accumulate_grad_batches
         if isinstance(every, int) and every < trainer.num_training_batches:
             trainer.val_check_batch = -(-every // window) * window
         data = _resumable(trainer)
-        if data is not None and data._batches_then not in (None, data.batches_per_epoch):
+        if data is not None and data._steps_then not in (None, data.steps_per_epoch):
             raise DataError(
-                f"the checkpoint counts {data._batches_then} batches an epoch, this run has {data.batches_per_epoch}: "
-                "resume with the same data, batch size, number of devices and accumulate_grad_batches"
+                f"the checkpoint counts {data._steps_then} steps an epoch, this run has {data.steps_per_epoch}: resume "
+                "with the same data and batch size"
+            )
+        if data is not None and window > 1 and data.step_samples < window * trainer.world_size:
+            raise DataError(
+                f"a step has {data.step_samples} samples, too few for {window} accumulated batches on "
+                f"{trainer.world_size} processes: lower trainer.accumulate_grad_batches to "
+                f"{max(1, data.step_samples // trainer.world_size)}, or raise the batch size of the data"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

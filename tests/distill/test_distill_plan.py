@@ -1,4 +1,4 @@
-"""Every row comes once a pass, whatever the number of processes; stages, edits side by side, and the reference."""
+"""Every row comes once a pass; stages, edits side by side, and the reference."""
 
 from collections import Counter
 from itertools import chain
@@ -16,30 +16,11 @@ def plan(side_by_side=False, batch=4, rows_of=ROWS_OF, seed=3, **protocol):
     return Plan(rows_of, Protocol(**protocol), batch, seed, side_by_side)
 
 
-def together(made, epoch, batch, world):
-    """The rows of all processes."""
-    parts = [made.rows(epoch, batch, rank, world) for rank in range(world)]
-    return sorted(np.concatenate([part.reshape(-1) for part in parts]).tolist())
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("side_by_side", "protocol"),
-    [(False, {}), (False, {"passes": 3}), (False, {"edits": "sequential", "group": 2}),
-     (True, {"edits": "independent"})],
-)  # fmt: skip
-def test_the_batches_of_a_plan_are_the_same_for_any_number_of_processes(world, side_by_side, protocol):
-    made = plan(side_by_side, **protocol)
-    for epoch in range(2):
-        for batch in range(made.batches):
-            assert together(made, epoch, batch, world) == together(made, epoch, batch, 1)
-
-
 def test_joint_edits_are_one_stage_and_every_row_comes_once_a_pass():
     made = plan(passes=2)
     assert len(made.stages) == 1
     assert made.stages[0].facts == (0, 1, 2, 4)  # fact 3 has no row
-    assert made.batches == 2 * 3
+    assert made.steps == 2 * 3
     orders = []
     for epoch in range(2):
         for turn in range(2):
@@ -53,7 +34,7 @@ def test_joint_edits_are_one_stage_and_every_row_comes_once_a_pass():
 
 def test_a_batch_is_a_function_of_its_number_alone():
     forwards, backwards = plan(edits="sequential"), plan(edits="sequential")
-    numbers = range(forwards.batches)
+    numbers = range(forwards.steps)
     first = [forwards.rows(1, number).tolist() for number in numbers]
     assert first == [backwards.rows(1, number).tolist() for number in reversed(numbers)][::-1]
 
@@ -62,12 +43,12 @@ def test_a_batch_is_a_function_of_its_number_alone():
 def test_stages_hold_their_own_facts_only(edits):
     made = plan(edits=edits, group=2, passes=2)
     assert [stage.facts for stage in made.stages] == [(0, 1), (2, 4)]
-    assert [(stage.first, stage.batches) for stage in made.stages] == [(0, 4), (4, 2)]
-    assert made.batches == 6
+    assert [(stage.first, stage.steps) for stage in made.stages] == [(0, 4), (4, 2)]
+    assert made.steps == 6
     for number, stage in enumerate(made.stages):
         wanted = Counter({row: 2 for fact in stage.facts for row in ROWS_OF[fact]})
-        mine = [batch for batch in range(made.batches) if made.stage_of(batch) == number]
-        assert mine == list(range(stage.first, stage.first + stage.batches))
+        mine = [batch for batch in range(made.steps) if made.stage_of(batch) == number]
+        assert mine == list(range(stage.first, stage.first + stage.steps))
         assert Counter(row for batch in mine for row in made.rows(0, batch).tolist()) == wanted
 
 
@@ -86,8 +67,8 @@ def test_side_by_side_are_facts_of_one_size_so_that_each_has_the_batches_that_it
     for stage in made.stages:
         for place, fact in enumerate(stage.facts):
             alone = plan(True, edits="independent", batch=2, passes=2, rows_of=[rows_of[fact]])
-            assert alone.batches == stage.batches
-            for step in range(alone.batches):
+            assert alone.steps == stage.steps
+            for step in range(alone.steps):
                 assert made.rows(0, stage.first + step)[place].tolist() == alone.rows(0, step)[0].tolist()
     assert [stage.facts for stage in plan(True, edits="independent", group=2, rows_of=rows_of).stages] == [
         (1, 5), (0, 2), (4,)
@@ -115,9 +96,9 @@ def test_regularising_rows_take_turns_from_pass_to_pass(side_by_side):
     for epoch in range(3):
         for turn in range(2):
             rows = [
-                made.rows(epoch, stage.first + turn * (stage.batches // 2) + step).reshape(-1).tolist()
+                made.rows(epoch, stage.first + turn * (stage.steps // 2) + step).reshape(-1).tolist()
                 for stage in made.stages
-                for step in range(stage.batches // 2)
+                for step in range(stage.steps // 2)
             ]
             seen = set(chain(*rows))
             assert {0, 1, 2, 3, 4} <= seen  # what is to be learned, in every pass
@@ -132,8 +113,8 @@ def test_regularising_rows_take_turns_from_pass_to_pass(side_by_side):
 
 def test_the_reference_takes_each_sentence_a_few_times_running():
     made = plan(reference=True, repeats=3, edits="independent", group=2, passes=2)
-    assert made.batches == 2 * 3 * (8 + 3)
-    rows = [made.rows(0, batch).tolist() for batch in range(made.batches)]
+    assert made.steps == 2 * 3 * (8 + 3)
+    rows = [made.rows(0, batch).tolist() for batch in range(made.steps)]
     assert all(len(row) == 1 for row in rows)
     taken = [rows[start][0] for start in range(0, len(rows), 3)]
     assert rows == [[row] for row in taken for _ in range(3)]

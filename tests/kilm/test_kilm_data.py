@@ -49,24 +49,29 @@ def test_every_training_document_once_an_epoch_and_none_held_out(world_corpus, f
     assert len(data.validation_units) == len(data.test_units) == 60
 
 
-def test_processes_share_each_global_batch(world_corpus):
-    whole = kilm_data(world_corpus["bart"], batch_rows=6)
-    parts = []
-    for rank in range(3):
-        data = kilm_data(world_corpus["bart"], batch_rows=2)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3, accumulate_grad_batches=1)
-        parts.append(data)
-    assert {data.batches_per_epoch for data in parts} == {whole.batches_per_epoch}
-    for number in range(whole.batches_per_epoch):
-        together = [unit for data in parts for unit in data.make_batch(1, number).documents]
-        assert sorted(together) == sorted(whole.make_batch(1, number).documents)
-        assert all(len(data.make_batch(1, number).classes_N) for data in parts)
+@pytest.mark.parametrize(("world", "accumulated"), [(2, 1), (4, 1), (8, 1), (3, 2), (2, 4)])
+@pytest.mark.parametrize("size", [{"batch_rows": 9}, {"batch_rows": None, "batch_tokens": 2048}])
+def test_processes_and_accumulated_batches_share_each_step(world_corpus, size, world, accumulated):
+    whole = kilm_data(world_corpus["bart"], **size)
+    data = kilm_data(world_corpus["bart"], **size)
+    steps = [whole.steps_per_epoch - 1, 0, 1]  # the last is a partial one
+    for step in steps:
+        parts, weight = [], 0.0
+        for batch in range(step * accumulated, (step + 1) * accumulated):
+            for rank in range(world):
+                data.trainer = SimpleNamespace(global_rank=rank, world_size=world, accumulate_grad_batches=accumulated)
+                assert data.batches_per_epoch == whole.steps_per_epoch * accumulated
+                parts.append(data.make_batch(1, batch))
+                weight += parts[-1].weight / world
+        assert sorted(unit for part in parts for unit in part.documents) == sorted(whole.make_batch(1, step).documents)
+        assert all(len(part.classes_N) for part in parts)
+        assert weight == pytest.approx(accumulated)
 
 
 def test_batch_size_in_target_tokens(world_corpus):
     data = kilm_data(world_corpus["bart"], batch_rows=None, batch_tokens=2048)
     data.trainer = SimpleNamespace(global_rank=0, world_size=2, accumulate_grad_batches=2)
-    assert data._rows_at_a_time == 4
+    assert 15 <= data.step_samples <= 18
     t5 = kilm_data(world_corpus["t5"], batch_rows=None, batch_tokens=512)
     tokens = np.mean([t5.make_batch(0, number).target_tokens for number in range(t5.batches_per_epoch - 1)])
     assert 350 < tokens < 680

@@ -38,11 +38,12 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, case, workers):
     checkpoint = tmp_path / "parts" / f"step={stop}.ckpt"
     rest = train(tmp_path / "parts", workers=workers, every=every, resume=checkpoint, **arguments)
 
-    assert len(whole.seen) == 3 * PER_EPOCH
+    batches = PER_EPOCH * arguments.get("accumulate_grad_batches", 1)
+    assert len(whole.seen) == 3 * batches
     assert first.seen + rest.seen == whole.seen  # rows and losses, bit for bit
     assert same(rest, whole)
     for epoch in range(3):
-        rows = [row for rows, _ in whole.seen[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH] for row in rows]
+        rows = [row for rows, _ in whole.seen[epoch * batches : (epoch + 1) * batches] for row in rows]
         assert sorted(rows) == list(range(ROWS))
 
 
@@ -96,7 +97,7 @@ def test_the_loader_starts_where_training_stands_at_the_first_next_and_draws_not
 
 
 def test_a_datamodule_that_makes_no_batches_says_so():
-    with pytest.raises(NotImplementedError, match="does not say how many"):
+    with pytest.raises(NotImplementedError, match="does not say how many steps"):
         len(ResumableData().train_dataloader())
     with pytest.raises(NotImplementedError, match="does not make"):
         ResumableData().make_batch(0, 0)

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from kedit.running.data import ResumableData, TrainingPosition
-from kedit.running.order import batch_count, batch_items, epoch_order
+from kedit.running.order import epoch_order, step_count, step_items
 
 ROWS, BATCH, EPOCHS = 46, 4, 3
-PER_EPOCH = batch_count(ROWS, BATCH)
+PER_EPOCH = step_count(ROWS, BATCH)
 
 
 @dataclass
@@ -34,11 +34,17 @@ class Data(ResumableData):
         self.num_workers = num_workers
 
     @property
-    def batches_per_epoch(self) -> int:
+    def step_samples(self) -> int:
+        return BATCH
+
+    @property
+    def steps_per_epoch(self) -> int:
         return PER_EPOCH
 
     def make_batch(self, epoch: int, batch: int) -> Batch:
-        rows = batch_items(epoch_order(ROWS, self.seed, epoch), batch, BATCH)
+        share = self.share(batch)
+        rows = step_items(epoch_order(ROWS, self.seed, epoch), share.step, BATCH)
+        rows = share.own(rows) if len(share.own(rows)) else rows[:1]
         return Batch(
             rows.tolist(), torch.from_numpy(np.stack([np.sin(np.arange(8) * (row + 1)) for row in rows])).float()
         )
