@@ -9,6 +9,7 @@ import os
 import random
 import re
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed b
 
 
 class ResumableData(LightningDataModule):
-    """A datamodule that implements `step_samples`, `steps_per_epoch` and `make_batch`; the training loader follows from these.
+    """A datamodule that implements `step_samples`, `steps_per_epoch` and `make_batch`; the loader follows from these.
 
     Training goes by optimiser steps, whose samples are the same for any number of processes and of accumulated batches;
     `share` says which of them a batch of this process holds.
@@ -42,6 +43,7 @@ class ResumableData(LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self.consumed = 0
+        self.waited = 0.0  # seconds that training has waited for its batches
         self._random: dict[str, Any] | None = None
         self._steps_then: int | None = None
 
@@ -265,12 +267,14 @@ class BatchLoader:
         per_epoch = len(self)
         for _ in range(per_epoch - self._next % per_epoch):
             epoch, number = divmod(self._next, per_epoch)
+            start = time.perf_counter()
             try:
                 batch = next(self._batches)
             except RuntimeError as error:
                 if not (lost := lost_worker(error)):
                     raise
                 raise DataError(f"batch {number} of epoch {epoch} was not made: {lost}") from error
+            self.data.waited += time.perf_counter() - start
             if isinstance(batch, _Failed):
                 raise DataError(f"batch {number} of epoch {epoch} cannot be made: {batch.reason}")
             self._next += 1

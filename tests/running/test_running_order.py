@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_any_number_of_processes_and_accumulated_batches_sees_the_same_steps(wor
     for step, rows in enumerate(whole):
         shares = [Share(step, batch, batches, rank, world) for batch in range(batches) for rank in range(world)]
         parts = [share.own(rows).tolist() for share in shares]
-        assert sorted(sum(parts, [])) == sorted(rows.tolist())
+        assert sorted(chain(*parts)) == sorted(rows.tolist())
         sizes = [len(share.group(rows)) for share in shares[::world]]
         assert max(sizes) - min(sizes) <= 1
         assert sum(share.weight(rows) for share in shares[::world]) == pytest.approx(batches)
