@@ -5,8 +5,9 @@ Scores are kept probe by probe, so that ways of answering are compared on the sa
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,9 @@ class Judge:
         key = [model_fingerprint(model), fingerprint(self.tokenizer), computed, sorted(edited)]
         digest = hashlib.sha256(json.dumps([*key, asked, names]).encode()).hexdigest()[:24]
         file = cache_folder() / "scores" / f"{digest}.json"
-        if file.is_file():
-            try:
-                return EditScores.from_state(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError):
-                rank_zero_info(f"{file} is damaged: the initial model is asked again")
+        kept = self._from_first(lambda: _read_scores(file))
+        if kept is not None:
+            return kept
         scores = self.target(model)
         scores.specificity = self.specificity(model, edited)
         if self._processes()[0] == 0:
@@ -143,6 +142,14 @@ class Judge:
             return 0, 1
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
+    def _from_first(self, read: Callable[[], Any]) -> Any:
+        """What the first process reads, to all: another machine's cache may hold other files."""
+        rank, world = self._processes()
+        found = [read() if rank == 0 else None]
+        if world > 1:
+            torch.distributed.broadcast_object_list(found)
+        return found[0]
+
     def _share(self, probes: Sequence[Probe]) -> list[Probe]:
         rank, world = self._processes()
         return list(probes)[rank::world]
@@ -154,6 +161,16 @@ class Judge:
         parts: list[Any] = [None] * world
         torch.distributed.all_gather_object(parts, own)
         return {key: value for part in parts for key, value in part.items()}
+
+
+def _read_scores(file: Path) -> EditScores | None:
+    if not file.is_file():
+        return None
+    try:
+        return EditScores.from_state(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):
+        rank_zero_info(f"{file} is damaged: the initial model is asked again")
+        return None
 
 
 def merged(scores: Sequence[EditScores]) -> EditScores:

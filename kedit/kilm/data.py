@@ -178,7 +178,7 @@ class KilmData(ResumableData):
         share = self.share(batch)
         rows = step_items(self._order[1], share.step, self.step_samples)
         own = share.own(rows)
-        made = self.train.batch(own.tolist(), epoch) if len(own) else self.train.batch(rows[:1], epoch, muted=True)
+        made = self.train.batch(own.tolist(), epoch) if len(own) else self.train.batch(rows[:1].tolist(), epoch, muted=True)
         made.weight = share.weight(rows)
         return made
 

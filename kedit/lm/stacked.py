@@ -142,9 +142,12 @@ class StackedAdapters:
         """Scale the gradient of each edit down to `max_norm` where it is longer.
 
         Returns:
-            The norms before [E], on the model's device: nothing waits for it.
+            The norms before [E], on the model's device: nothing waits for it. Zeros where there are no gradients, as of
+            a step that is left out.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not gradients:
+            return torch.zeros(self.edits, device=next(iter(self.parameters())).device)
         norms_E = torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]).norm(dim=0)
         factor_E11 = (max_norm / (norms_E + 1e-6)).clamp(max=1)[:, None, None]
         for gradient in gradients:

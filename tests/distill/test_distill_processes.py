@@ -1,0 +1,76 @@
+"""Edits in stages, under two processes: sentences and probes are dealt out, and the scores are those of one process."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_facts
+import torch
+
+from kedit.cli import main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "running"))
+from two_processes import in_processes
+
+CONFIG = """
+seed_everything: 3
+run: {{name: {name}}}
+model:
+  class_path: kedit.distill.DistillModule
+  init_args:
+    backbone: {{name: {base}}}
+    lora: {lora}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
+data:
+  class_path: kedit.distill.DistillData
+  init_args:
+    source: {{class_path: tiny_facts.TinyFacts}}
+    protocol: {protocol}
+    batch_sentences: 2
+    row_tokens: 64
+trainer: {{accelerator: cpu, devices: {devices}, strategy: {strategy}, max_epochs: 1, logger: false,
+           enable_progress_bar: false, num_sanity_val_steps: 0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("lora", "protocol"),
+    [
+        ("{rank: 2}", "{edits: sequential, passes: 2}"),
+        ("null", "{edits: sequential, group: 2, passes: 2}"),
+        ("{rank: 2}", "{edits: independent, passes: 4}"),
+    ],
+    ids=["lora-sequential", "full-sequential", "side-by-side"],
+)
+def test_stages_of_two_processes_are_those_of_one(tmp_path, monkeypatch, lora, protocol):
+    monkeypatch.setenv("KEDIT_ALLOW", "tiny_facts")
+    monkeypatch.chdir(tmp_path)
+    base = tiny_facts.base()
+
+    def run(name: str, world: int) -> dict:
+        config = CONFIG.format(
+            name=name, base=base, lora=lora, protocol=protocol, devices=world, strategy="auto" if world == 1 else "ddp"
+        )
+        Path(f"{name}.yaml").write_text(config)
+
+        def work(rank: int) -> None:
+            os.environ["KEDIT_CACHE"] = str(tmp_path / name)  # nobody finds what another run has computed
+            os.environ["TQDM_DISABLE"] = "1"
+            torch.set_num_threads(1)
+            if code := main(["fit", "--config", f"{name}.yaml"]):
+                os._exit(code)
+
+        assert in_processes(work, world) == [0] * world
+        return json.loads((tmp_path / "checkpoints" / name / "edits.json").read_text())
+
+    one, two = run("one", 1), run("two", 2)
+    assert one.keys() == two.keys()
+    for stage, edits in one.items():
+        for mine, other in zip(edits, two[stage], strict=True):
+            assert mine["facts"] == other["facts"]
+            assert mine["target"] == pytest.approx(other["target"], rel=1e-4)
+            assert mine["specificity"].keys() == other["specificity"].keys()
+            for name, scores in mine["specificity"].items():
+                assert scores == pytest.approx(other["specificity"][name], rel=1e-4)
