@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 import shutil
 from pathlib import Path
 
@@ -177,7 +178,8 @@ def kill_while_saving():
 def test_killed_while_saving_the_newest_checkpoint_is_usable(tmp_path, way):
     if way == "tmpdir" and not os.path.isdir("/dev/shm"):
         pytest.skip("there is no /dev/shm")
-    counts = kill_while_saving().rounds(way, 4, 1, tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if way == "tmpdir" else tmp_path) as temporary:
+        counts = kill_while_saving().rounds(way, 4, 1, tmp_path, temporary)
     assert counts.kills == 4
     assert counts.unusable == 0
     assert counts.told or counts.full

@@ -121,16 +121,8 @@ def on_a_full_disk(folder: Path, told: int, chance: random.Random) -> None:
     save_for_ever(folder, save, plugin.remove_checkpoint, told, chance.random() < 0.5)
 
 
-def elsewhere(folder: Path, told: int, chance: random.Random) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        tempfile.tempdir = other
-        one_file(folder, told, chance)
-
-
 def as_lightning_does(folder: Path, told: int, chance: random.Random) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        tempfile.tempdir = other
-        one_file(folder, told, chance, TorchCheckpointIO())
+    one_file(folder, told, chance, TorchCheckpointIO())
 
 
 def two_processes(rank: int, port: int) -> Callable[[Path, int, random.Random], None]:
@@ -166,11 +158,14 @@ class Counts:
     unusable: int = 0
 
 
-def start(work: Callable[[Path, int, random.Random], None], folder: Path, told: int, seed: int) -> int:
+def start(
+    work: Callable[[Path, int, random.Random], None], folder: Path, told: int, seed: int, temporary: str | None = None
+) -> int:
     child = os.fork()
     if child:
         return child
     try:
+        tempfile.tempdir = temporary or tempfile.tempdir
         if os.environ.get("KILL_SHOWS_ERRORS") is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a process whose peer was killed complains
         work(folder, told, random.Random(seed))
@@ -178,7 +173,7 @@ def start(work: Callable[[Path, int, random.Random], None], folder: Path, told: 
         os._exit(1)
 
 
-def rounds(way: str, count: int, seed: int, home: Path) -> Counts:
+def rounds(way: str, count: int, seed: int, home: Path, temporary: str | None = None) -> Counts:
     """Kill `count` times; every kill's aftermath is what the next round begins with."""
     chance = random.Random(seed)
     folder = home / way
@@ -194,9 +189,9 @@ def rounds(way: str, count: int, seed: int, home: Path) -> Counts:
                 port = free.getsockname()[1]
             children = [start(two_processes(rank, port), folder, writer, number) for rank in (0, 1)]
         else:
-            work = {"file": one_file, "tmpdir": elsewhere, "full": on_a_full_disk,
+            work = {"file": one_file, "tmpdir": one_file, "full": on_a_full_disk,
                     "lightning": as_lightning_does}[way]  # fmt: skip
-            children = [start(work, folder, writer, number)]
+            children = [start(work, folder, writer, number, temporary)]
         os.close(writer)
         heard = os.read(reader, 4096)
         time.sleep(chance.uniform(0, 0.25))
@@ -247,8 +242,10 @@ def main() -> None:
             print(f"| {way} | skipped: /dev/shm is no other file system |")
             continue
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=".") as home:
-            counts = rounds(way, arguments.rounds, arguments.seed, Path(home))
+        elsewhere = "/dev/shm" if way in ("tmpdir", "lightning") else "."
+        # the children's $TMPDIR is made here, for a child that is killed leaves what it has made
+        with tempfile.TemporaryDirectory(dir=".") as home, tempfile.TemporaryDirectory(dir=elsewhere) as temporary:
+            counts = rounds(way, arguments.rounds, arguments.seed, Path(home), temporary)
         seconds = time.monotonic() - began
         print(f"| {way} | {counts.kills} | {counts.within} | {counts.told} | {counts.full} | {counts.unusable} | "
               f"{seconds:.0f} |", flush=True)  # fmt: skip
