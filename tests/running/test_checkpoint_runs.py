@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
-import tempfile
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
