@@ -1,6 +1,7 @@
 """A training step's texts: what is stored, what is asked, and what the language model is to say.
 
-Knows no network. B edits of the step, F further ones as negatives, Q queries, R rows of the language model.
+Several processes make one batch together, and each has its part of it. Knows no network. B edits of all processes, F
+further ones as negatives; of one process M edits, Q queries, R rows of the language model.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from kedit.editing.edits import Edit
 from kedit.editing.probes import Probe
 from kedit.recipe.asking import Asking, Rows
 from kedit.recipe.negatives import Negatives, fact_of, words_of
+from kedit.recipe.processes import dealt
 from kedit.recipe.rewording import Rewording
 from kedit.recipe.texts import TextBatch, TextEncoder, key_text
 
@@ -28,30 +30,44 @@ class Kind(IntEnum):
     UNRELATED = 3
 
 
+Ask = tuple[Kind, int, Probe]
+"""What is asked, and of which of a batch's edits."""
+
+
 @dataclass
 class RecipeBatch:
-    """A step's texts.
+    """A process's part of a step's texts.
+
+    Edits and negatives are dealt out as `processes.dealt` says, the queries and rows go with their edits. All processes
+    call the same networks, or those that wait for one another would wait for ever: one that has no edit, or no query,
+    reads another's, of which nothing counts.
 
     Args:
-        numbers: which edits of the pool, [B].
-        edits: their texts, prompt and target, with the language model's tokens.
+        numbers: which edits of the pool this process has, at most M.
+        edits: texts, prompt and target, of M edits with the language model's tokens.
         keys: what their keys are made of.
-        negatives: what the keys of F further edits are made of.
-        queries: Q texts.
+        edit_count: B.
+        negatives: what the keys of this process's part of the further edits are made of.
+        negative_count: F.
+        coin_B: of each edit of all processes a coin.
+        queries: Q texts, or one where Q is 0.
         kind_Q: of each query, a `Kind`.
-        own_Q: the key that it means, -1 where none.
+        own_Q: the key, of B, that it means, -1 where none.
         ignore_QK: keys, of B + F, that say the same as what it asks for.
         rows: the language model's rows.
-        edit_R: of each row the edit whose prompt vectors stand before it.
-        kind_R: of each row, a `Kind`.
+        edit_R: of each row the edit, of M, whose prompt vectors stand before it.
+        kind_R: of each row, a `Kind`; -1 where it counts for nothing.
         asked: of each row, prompt and target.
-        weight: 0 where a process has no edit of its own and reads another's.
+        weight: of this batch among those that are accumulated, nearly 1.
     """
 
     numbers: list[int]
     edits: TextBatch
     keys: TextBatch
+    edit_count: int
     negatives: TextBatch
+    negative_count: int
+    coin_B: Tensor
     queries: TextBatch
     kind_Q: Tensor
     own_Q: Tensor
@@ -73,8 +89,8 @@ class Composer:
         asking: makes the language model's rows.
         key_reads_target: whether keys are made of prompt and target.
         unrelated: texts that no edit concerns.
-        negatives: further edits of a step, F.
-        unrelated_queries: unrelated texts of a step.
+        negatives: further edits of a batch of all processes, F.
+        unrelated_queries: unrelated texts of a batch of all processes.
         locality_rows: whether the language model reads locality probes, too.
         answer_end: what the language model is to write behind an edit's target, as a full stop.
         draw: draws the negatives.
@@ -93,12 +109,18 @@ class Composer:
     draw: Negatives
     reword: Rewording
 
-    def compose(self, numbers: Sequence[int], rng: np.random.Generator) -> RecipeBatch:
+    def compose(self, numbers: Sequence[int], rng: np.random.Generator, rank: int = 0, world: int = 1) -> RecipeBatch:
         """The batch of these edits: of each its own prompt, one other wording and one probe of locality, where it has
         them.
+
+        Args:
+            numbers: of the edits of all processes, at least one.
+            rng: where the choices come from; all processes draw alike, whatever they are to have of it.
+            rank: number of the process.
+            world: how many there are.
         """
         edits = [self.pool[number] for number in numbers]
-        asked: list[tuple[Kind, int, Probe]] = [(Kind.RELIABILITY, place, edit.own) for place, edit in enumerate(edits)]
+        asked: list[Ask] = [(Kind.RELIABILITY, place, edit.own) for place, edit in enumerate(edits)]
         for kind, aspect in ((Kind.GENERALITY, "generality"), (Kind.LOCALITY, "locality")):
             for place, edit in enumerate(edits):
                 if probes := edit.asked(aspect):
@@ -110,28 +132,45 @@ class Composer:
         queries += [self.unrelated[int(k)] for k in rng.integers(len(self.unrelated), size=count)] if count else []
         facts = {fact_of(edit) for edit in edits}
         further = [self.pool[number] for number in self.draw.draw(queries, facts, self.negatives, rng)]
+        said = self._reworded(edits, sought, queries, rng)
+        coins = rng.random(len(edits)) < 0.5
+
+        places, others = dealt(len(edits), rank, world), dealt(len(further), rank, world)
         kinds = [kind for kind, _, _ in sought] + [Kind.UNRELATED] * count
         own = [place if kind <= Kind.GENERALITY else -1 for kind, place, _ in sought] + [-1] * count
-        spoken = [one for one in asked if one[0] <= Kind.GENERALITY or (self.locality_rows and one[2].span)]
+        mine = [query for query, (_, place, _) in enumerate(sought) if place % world == rank]
+        mine += range(len(sought) + rank, len(queries), world)
+        key_texts = [key_text(edits[place], self.key_reads_target) for place in places]
+        further_texts = [key_text(further[place], self.key_reads_target) for place in others]
+        rows, row_kinds = self._rows(asked, rank, world)
         told = [(probe.prompt, probe.span + (self.answer_end if kind <= Kind.GENERALITY else ""))
-                for kind, _, probe in spoken]  # fmt: skip
+                for kind, _, probe in rows]  # fmt: skip
         return RecipeBatch(
-            numbers=list(numbers),
-            edits=self.texts.batch([edit.text for edit in edits], with_model=True),
-            keys=self.texts.batch([key_text(edit, self.key_reads_target) for edit in edits]),
-            negatives=self.texts.batch([key_text(edit, self.key_reads_target) for edit in further]),
-            queries=self.texts.batch(self._reworded(edits, sought, queries, rng)),
-            kind_Q=torch.tensor(kinds),
-            own_Q=torch.tensor(own),
-            ignore_QK=_same(edits, further, queries, own),
+            numbers=list(numbers[rank::world]),
+            edits=self.texts.batch([edits[place].text for place in places], with_model=True),
+            keys=self.texts.batch(key_texts),
+            edit_count=len(edits),
+            negatives=self.texts.batch(further_texts),
+            negative_count=len(further),
+            coin_B=torch.from_numpy(coins),
+            queries=self.texts.batch([said[query] for query in mine] or said[:1]),
+            kind_Q=torch.tensor([kinds[query] for query in mine], dtype=torch.int64),
+            own_Q=torch.tensor([own[query] for query in mine], dtype=torch.int64),
+            ignore_QK=_same(edits, further, [queries[query] for query in mine], [own[query] for query in mine]),
             rows=self.asking.rows(*zip(*told, strict=True)),
-            edit_R=torch.tensor([place for _, place, _ in spoken]),
-            kind_R=torch.tensor([int(kind) for kind, _, _ in spoken]),
+            edit_R=torch.tensor([place // world for _, place, _ in rows]),
+            kind_R=torch.tensor(row_kinds),
             asked=told,
         )
 
+    def _rows(self, asked: Sequence[Ask], rank: int, world: int) -> tuple[list[Ask], list[int]]:
+        """A process's rows of the language model, and their kinds; one of no kind where it has no edit."""
+        own = [one for one in asked if one[1] % world == rank
+               and (one[0] <= Kind.GENERALITY or (self.locality_rows and one[2].span))]  # fmt: skip
+        return (own, [int(kind) for kind, _, _ in own]) if own else ([asked[0]], [-1])
+
     def _reworded(
-        self, edits: Sequence[Edit], sought: Sequence[tuple[Kind, int, Probe]], queries: Sequence[str],
+        self, edits: Sequence[Edit], sought: Sequence[Ask], queries: Sequence[str],
         rng: np.random.Generator,
     ) -> list[str]:  # fmt: skip
         own = [words_of(edit.prompt) for edit in edits]

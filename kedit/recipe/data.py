@@ -88,8 +88,9 @@ class RecipeData(ResumableData):
         calibration: others, by which the margin is set.
         far: others again, on which false activations are counted in the test.
         batch_edits: edits of a step over all devices and accumulated batches.
-        negatives: further edits of a step, read without gradient, on each device.
-        unrelated_queries: unrelated texts of a step, on each device.
+        negatives: further edits of a step over all devices, read without gradient; of each of the accumulated batches
+            as many, for a batch is compared within itself.
+        unrelated_queries: unrelated texts of a step over all devices; of each of the accumulated batches as many.
         reworded: share of queries into which words are put, or in which some are exchanged, in training.
         answer_end: what is learned to follow a target, as "." where answers are sentences; without it nothing ends a
             free answer but the language model's own habit.
@@ -196,13 +197,12 @@ class RecipeData(ResumableData):
     def make_batch(self, epoch: int, batch: int) -> RecipeBatch:
         share = self.share(batch)
         step = step_items(epoch_order(len(self.pool), self.seed, epoch), share.step, self.batch_edits)
-        numbers = share.own(step)
-        # a last step with less edits than parts
-        spare = not len(numbers)
-        if spare:
+        numbers = share.group(step)
+        if not len(numbers):  # a last step with less edits than accumulated batches: read, with weight 0
             numbers = step[:1]
-        made = self.composer.compose(numbers.tolist(), np.random.default_rng([self.seed, epoch, batch, share.rank]))
-        made.weight = share.weight(step) * (not spare)
+        rng = np.random.default_rng([self.seed, epoch, share.step, share.batch])
+        made = self.composer.compose(numbers.tolist(), rng, share.rank, share.world)
+        made.weight = share.weight(step)
         return made
 
     # evaluation -------------------------------------------------------------------------------------------------------

@@ -20,12 +20,29 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 
-class FindingLoss(NamedTuple):
-    """Means over queries, in nats."""
+class Summed(NamedTuple):
+    """What is to be averaged, over several processes too, and so is divided last.
 
-    own: Tensor
-    fire: Tensor
-    rest: Tensor
+    Args:
+        total: a sum, in nats.
+        number: of how many.
+    """
+
+    total: Tensor
+    number: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """0 where there are none."""
+        return self.total / self.number.clamp_min(1)
+
+
+class FindingLoss(NamedTuple):
+    """Sums over queries."""
+
+    own: Summed
+    fire: Summed
+    rest: Summed
 
 
 def finding_loss(
@@ -40,9 +57,6 @@ def finding_loss(
         ignore_QK: keys that are right for a query, too, or say nothing: neither own nor other.
         scale: inverse temperature.
         margin: in units of similarity.
-
-    Returns:
-        zeros where there are no queries of the kind.
     """
     similarity_QK, threshold_Q = similarity_QK.float(), threshold_Q.float()
     means_Q = own_Q >= 0
@@ -50,13 +64,12 @@ def finding_loss(
     is_own_QK = columns[None] == own_Q[:, None]
     logits_QK = (scale * similarity_QK).masked_fill(ignore_QK & ~is_own_QK, -torch.inf)
     rest_Q = logits_QK.masked_fill(is_own_QK, -torch.inf).logsumexp(1)
-    rest = softplus(rest_Q + scale * (margin - threshold_Q))
-    zero = similarity_QK.sum() * 0.0
-    if not bool(means_Q.any()):
-        return FindingLoss(zero, zero, rest.mean() if len(rest) else zero)
+    rest_Q = softplus(rest_Q + scale * (margin - threshold_Q))
     own_similarity = similarity_QK[means_Q].gather(1, own_Q[means_Q, None])[:, 0]
+    fire = softplus(scale * (threshold_Q[means_Q] + margin - own_similarity))
+    with_own, queries = means_Q.sum(), torch.ones_like(own_Q).sum()
     return FindingLoss(
-        cross_entropy(logits_QK[means_Q], own_Q[means_Q]),
-        softplus(scale * (threshold_Q[means_Q] + margin - own_similarity)).mean(),
-        rest.mean(),
+        Summed(cross_entropy(logits_QK[means_Q], own_Q[means_Q], reduction="sum"), with_own),
+        Summed(fire.sum(), with_own),
+        Summed(rest_Q.sum(), queries),
     )

@@ -31,9 +31,11 @@ from kedit.lm.optim import Schedule
 from kedit.recipe.asking import Asking
 from kedit.recipe.batch import Kind, RecipeBatch
 from kedit.recipe.data import JudgingBatch, RecipeData
+from kedit.recipe.loss import Summed
 from kedit.recipe.networks import MemoryNetworks
 from kedit.recipe.objective import Found, Objective, SlotObjective, Weights
 from kedit.recipe.prefix import PrefixedModel
+from kedit.recipe.processes import Alone, Together
 from kedit.recipe.texts import TextEncoder
 from kedit.recipe.trained import Trained, build_networks, write_trained
 from kedit.recipe.trial import Trial
@@ -237,32 +239,47 @@ class RecipeModule(EditingModule):
 
     def training_step(self, batch: RecipeBatch, batch_idx: int) -> Tensor:
         base_nH = self._base(batch) if self.reads_locality else None
-        loss, terms, found = self.objective(self.networks, self.language_model, batch, base_nH)
+        loss, terms, found = self.objective(self.networks, self.language_model, batch, base_nH, self._processes)
         self.log_loss(loss)
-        for name, term in terms.items():
-            self.log(f"train/loss/{name}", term, batch_size=1)
-        for name, value in gate_scores(found, batch).items():
-            self.log(f"train/gate/{name}", value, batch_size=1)
+        if self.trainer._logger_connector.should_update_logs:
+            self._log_parts(terms, gate_sums(found, batch))
         return loss * batch.weight
+
+    def _log_parts(self, terms: dict[str, Tensor], gate: dict[str, Summed]) -> None:
+        """Those of all processes, by two messages between them."""
+        means = self._processes.means(gate)
+        parts = {f"train/loss/{name}": value for name, value in terms.items()}
+        parts |= {f"train/gate/{name}": value for name, value in means.items()}
+        totals = self._processes.total(torch.stack(list(parts.values()))) / self._processes.world
+        self.log_dict(dict(zip(parts, totals, strict=True)), batch_size=1)
+
+    @cached_property
+    def _processes(self) -> Alone:
+        world = self.trainer.world_size
+        return Alone() if world == 1 else Together(world)
 
     @cached_property
     def _unedited(self) -> Unedited:
         return Unedited(self.language_model, self.data.pool)
 
-    def _base(self, batch: RecipeBatch) -> Tensor | None:
+    def _base(self, batch: RecipeBatch) -> Tensor:
         """What the language model alone has at the targets of locality rows, [n, H]."""
         wanted = (batch.kind_R == Kind.LOCALITY).nonzero()[:, 0].tolist()
         if not wanted:
-            return None
+            weight_VH = self.language_model.head()[0]
+            return weight_VH.new_empty(0, weight_VH.shape[1])
         return self._unedited.states([batch.asked[row] for row in wanted]).to(self.device)
 
     # judging ----------------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: JudgingBatch, batch_idx: int) -> None:
         self.log_dict(self.trial.validation(), batch_size=1, sync_dist=True)
-        if (board := self._board) is not None:
-            for name, values in self.trial.similarities().items():
-                board.add_histogram(f"similarity/{name}", values, self.global_step)
+        if any(isinstance(one, TensorBoardLogger) for one in self.trainer.loggers):
+            # on every process: where weights are spread over processes, none reads a text alone
+            similarities = self.trial.similarities()
+            if (board := self._board) is not None:
+                for name, values in similarities.items():
+                    board.add_histogram(f"similarity/{name}", values, self.global_step)
 
     def test_step(self, batch: JudgingBatch, batch_idx: int) -> None:
         results, report, rivals = self.trial.test()
@@ -291,9 +308,9 @@ def _shown(report: StreamReport, samples: int) -> str:
 
 
 @torch.no_grad()
-def gate_scores(found: Found, batch: RecipeBatch) -> dict[str, Tensor]:
-    """Of a step's queries: the share of those with an edit whose own key is best and above the sentinel, the share of
-    the others for which any key is, and how many of all that fired fired rightly.
+def gate_sums(found: Found, batch: RecipeBatch) -> dict[str, Summed]:
+    """Of a process's queries: those with an edit whose own key is best and above the sentinel, the others for which any
+    key is, and of all that fired those that fired rightly; each of how many.
     """
     columns = torch.arange(found.similarity_QK.shape[1], device=found.similarity_QK.device)
     others_QK = batch.ignore_QK[:, : len(columns)] & (columns[None] != batch.own_Q[:, None])
@@ -302,7 +319,7 @@ def gate_scores(found: Found, batch: RecipeBatch) -> dict[str, Tensor]:
     means_Q = batch.own_Q >= 0
     right_Q = fired_Q & means_Q & (best.indices == batch.own_Q)
     return {
-        "recall": right_Q.sum() / means_Q.sum().clamp(min=1),
-        "false_activations": (fired_Q & ~means_Q).sum() / (~means_Q).sum().clamp(min=1),
-        "precision": right_Q.sum() / fired_Q.sum().clamp(min=1),
+        "recall": Summed(right_Q.sum(), means_Q.sum()),
+        "false_activations": Summed((fired_Q & ~means_Q).sum(), (~means_Q).sum()),
+        "precision": Summed(right_Q.sum(), fired_Q.sum()),
     }

@@ -101,9 +101,10 @@ class SlotNetworks(MemoryNetworks):
         self.slot_attention = _Attention(slots, 2 * hidden)
         self.slot_copy = nn.Linear(hidden, slot_width, bias=False)
         self.slot_context = _zeros(nn.Linear(hidden, slot_width, bias=False))
-        self.sentinel = nn.Parameter(torch.tensor(0.5))
+        # [1] rather than []: neither DeepSpeed nor FSDP2 takes a weight without dimensions
+        self.sentinel = nn.Parameter(torch.tensor([0.5]))
         self.sentinel_of_query = _zeros(nn.Linear(self.key_width, 1, bias=False))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(20.0)]))
         self.prompt_state = nn.Linear(hidden, width, bias=False)
         self.prompt_attention = _Attention(tokens, 2 * width)
         self.prompt_context = _zeros(nn.Linear(hidden, width, bias=False))
@@ -141,7 +142,7 @@ class SlotNetworks(MemoryNetworks):
 
     @property
     def scale(self) -> Tensor:
-        """Inverse temperature of similarities in the loss."""
+        """Inverse temperature of similarities in the loss, [1]."""
         return self.log_scale.exp().clamp(max=100.0)
 
     def prompts(self, texts: TextBatch, embed: Embed) -> Tensor:

@@ -20,15 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kedit.recipe.loss import Summed
+
 EPSILON = 1e-8
 
 
 class ContrastiveLoss(NamedTuple):
-    """L_q1, L_q2 and L_q3 in nats; 0 where there are no queries of the kind."""
+    """Sums of L_q1, L_q2 and L_q3, with what they are to be divided by."""
 
-    own: Tensor
-    without_own: Tensor
-    unrelated: Tensor
+    own: Summed
+    without_own: Summed
+    unrelated: Summed
 
 
 def contrastive_loss(
@@ -66,8 +68,8 @@ def roles(own_Q: Tensor, generality_Q: Tensor, coin_B: Tensor) -> Tensor:
     return generality_Q == coin_B[own_Q.clamp_min(0)]
 
 
-def hinge_nll(logits_NC: Tensor, targets_N: Tensor, hinge: float = 1.2) -> Tensor:
-    """The hinged mean of -log P(target), in nats.
+def hinge_nll(logits_NC: Tensor, targets_N: Tensor, hinge: float = 1.2) -> Summed:
+    """The hinged sum of -log P(target), in nats, and of how many it is.
 
     Args:
         logits_NC: at least two candidates in a row.
@@ -83,4 +85,4 @@ def hinge_nll(logits_NC: Tensor, targets_N: Tensor, hinge: float = 1.2) -> Tenso
     runner_up_N = log_p_NC.detach().topk(2).values[:, 1]
     kept_N = torch.ones_like(log_p_N) if hinge == math.inf else log_p_N < runner_up_N + math.log(hinge)
     nll_N = -(log_p_N.exp() + EPSILON).log()
-    return (nll_N * kept_N).sum() / kept_N.sum().clamp_min(1)
+    return Summed((nll_N * kept_N).sum(), kept_N.sum())

@@ -287,7 +287,7 @@ def test_of_a_runs_checkpoints_the_best_is_taken(run, bases):
             lambda run: torch.save({"state_dict": {"model.x": torch.ones(1)}}, run / "last.ckpt"),
             "no tensor named networks",
         ),
-        (lambda run: change(run, sentinel=torch.tensor(float("nan"))), "sentinel is not finite"),
+        (lambda run: change(run, sentinel=torch.tensor([float("nan")])), "sentinel is not finite"),
         (lambda run: change(run, sentinel=torch.ones(2)), "sentinel is .2,., wanted"),
         (lambda run: change(run, other=torch.ones(2)), "other is unknown"),
         (lambda run: describe(run, sizes={"tokns": 3}), "sizes .* are none of SlotNetworks"),

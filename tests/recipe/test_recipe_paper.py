@@ -96,7 +96,7 @@ def test_gradients_reach_every_weight_that_is_used(networks):
     networks.train()
     queries, keys = networks.queries(texts(4, 7)), networks.keys(texts(5, 6, seed=1))
     own = torch.arange(2)
-    loss = sum(contrastive_loss(similarity(queries, keys), networks.threshold(queries), own))
+    loss = sum(one.mean for one in contrastive_loss(similarity(queries, keys), networks.threshold(queries), own))
     (loss + networks.prompts_of(keys).square().sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in networks.parameters())
     assert networks.sentinel_tokens.grad.any()
@@ -139,7 +139,7 @@ def test_hinged_loss_against_plain_loops(hinge):
     logits = (2 * torch.randn(200, 7)).requires_grad_()
     labels = torch.where(torch.rand(200) < 0.5, logits.argmax(1), torch.randint(7, (200,)))
     p = logits.detach().double().softmax(1)
-    loss = hinge_nll(logits, labels, hinge)
+    loss = hinge_nll(logits, labels, hinge).mean
     assert loss.item() == pytest.approx(naive_hinged(p, labels.tolist(), hinge), rel=1e-5)
     loss.backward()
     kept = torch.tensor([p[n, y] < hinge * p[n].sort().values[-2] for n, y in enumerate(labels.tolist())])
@@ -153,7 +153,7 @@ def test_hinged_loss_against_plain_loops(hinge):
 def test_what_has_won_and_what_is_not_there_cost_nothing():
     logits = torch.tensor([[5.0, 0.0, 1.0], [0.0, 9.0, 1.0]], requires_grad=True)
     for chosen in (slice(0, 2), slice(0, 0)):
-        loss = hinge_nll(logits[chosen], torch.tensor([0, 1])[chosen])
+        loss = hinge_nll(logits[chosen], torch.tensor([0, 1])[chosen]).mean
         assert loss.item() == 0
         loss.backward()
         assert not logits.grad.any()
@@ -187,7 +187,7 @@ def test_contrastive_terms_against_plain_loops(hinge):
         third.append(torch.cat([theta[q, None], s[q]]).softmax(0))
     expected = [naive_hinged(torch.stack(rows), [0] * len(rows), h)
                 for rows, h in ((first, math.inf), (second, hinge), (third, hinge))]  # fmt: skip
-    assert [term.item() for term in loss] == pytest.approx(expected, rel=1e-5)
+    assert [term.mean.item() for term in loss] == pytest.approx(expected, rel=1e-5)
     assert min(expected) > 0
     plain = [naive_hinged(torch.stack(rows), [0] * len(rows), math.inf) for rows in (second, third)]
     assert (plain[0] < expected[1] and plain[1] < expected[2]) == (hinge < math.inf)  # some queries have won
@@ -200,10 +200,10 @@ def test_without_coin_every_query_has_both_roles():
         for coin in (True, False)
     )
     both = contrastive_loss(similarities, threshold, own, hinge=math.inf)
-    assert both.own.item() == pytest.approx((heads.own + tails.own).item() / 2)
-    assert both.without_own.item() == pytest.approx((heads.without_own + tails.without_own).item() / 2)
-    assert heads.own.item() != pytest.approx(tails.own.item())
-    assert both.unrelated == 0
+    assert both.own.mean.item() == pytest.approx((heads.own.mean + tails.own.mean).item() / 2)
+    assert both.without_own.mean.item() == pytest.approx((heads.without_own.mean + tails.without_own.mean).item() / 2)
+    assert heads.own.mean.item() != pytest.approx(tails.own.mean.item())
+    assert both.unrelated.mean == 0
 
 
 @pytest.mark.parametrize("hinge", [1.2, math.inf])
@@ -212,10 +212,10 @@ def test_a_batch_of_one_learns(hinge):
     similarities = torch.tensor([[0.3], [0.4], [0.2]], requires_grad=True)
     threshold = torch.tensor([0.1, 0.5, 0.3], requires_grad=True)
     loss = contrastive_loss(similarities, threshold, own, roles(own, generality, torch.tensor([True])), hinge)
-    assert loss.own > 0
-    assert loss.without_own == 0  # nothing is left beside the sentinel
-    assert loss.unrelated > 0
-    sum(loss).backward()
+    assert loss.own.mean > 0
+    assert loss.without_own.mean == 0  # nothing is left beside the sentinel
+    assert loss.unrelated.mean > 0
+    sum(one.mean for one in loss).backward()
     assert similarities.grad.isfinite().all()
     assert similarities.grad[:, 0].ne(0).tolist() == [False, True, True]
     assert threshold.grad.isfinite().all()
@@ -227,8 +227,8 @@ def test_losses_are_float32_whatever_comes():
     with torch.autocast("cpu", torch.bfloat16):
         low = contrastive_loss(similarities.bfloat16(), threshold.bfloat16(), own)
     for mine, expected in zip(low, exact, strict=True):
-        assert mine.dtype == torch.float32
-        assert mine.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert mine.total.dtype == torch.float32
+        assert mine.mean.item() == pytest.approx(expected.mean.item(), rel=1e-6)
 
 
 def test_training_makes_queries_find_their_keys(networks):
@@ -237,7 +237,8 @@ def test_training_makes_queries_find_their_keys(networks):
     optimizer = torch.optim.Adam(networks.parameters(), 2e-3)
     for _ in range(60):
         queries = networks.queries(asked)
-        loss = sum(contrastive_loss(similarity(queries, networks.keys(edits)), networks.threshold(queries), own))
+        terms = contrastive_loss(similarity(queries, networks.keys(edits)), networks.threshold(queries), own)
+        loss = sum(term.mean for term in terms)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
