@@ -1,6 +1,7 @@
 """Every configuration parses, and runs two steps on a tiny model of its architecture."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -244,14 +245,56 @@ def test_the_papers_form_that_a_comment_names(tmp_path, monkeypatch, tiny_recipe
     assert written["sizes"]["tokens"] == 3
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+HARDWARE = ROOT / "configs" / "hardware"
+LAID = {"cpu": ["cpu"], "one_gpu": ["one_gpu"], "node8": ["node8"], "nodes": ["nodes"], "ddp": ["node8", "ddp"],
+        "zero3": ["nodes", "zero3"]}  # fmt: skip
+"""Each overlay, with what it is laid over."""
+
+
+def test_every_overlay_is_tried():
+    assert sorted(LAID) == [path.stem for path in OVERLAYS]
+
+
+ONE_OF_EACH = ("kilm_large", "distill_llama2_7b_ecbd", "recipe_llama2_7b_zsre")
+PAIRS = [
+    (path, overlay)
+    for number, path in enumerate(CONFIGS)
+    for turn, overlay in enumerate(LAID)
+    if path.stem in ONE_OF_EACH or turn == number % len(LAID)
+]
+"""Every configuration with an overlay, every overlay with each method."""
+
+
+@pytest.mark.parametrize(("path", "overlay"), PAIRS, ids=lambda value: getattr(value, "stem", value))
 def test_overlays_parse_over_every_configuration(path, overlay, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", str(path), "--config", str(overlay), "--print_config"]) == 0
-    merged = yaml.safe_load(capsys.readouterr().out)
-    for key, value in yaml.safe_load(overlay.read_text())["trainer"].items():
-        assert merged["trainer"][key] == value or isinstance(value, dict)
+    files = [path, *(HARDWARE / f"{name}.yaml" for name in LAID[overlay])]
+    assert main(["fit", *(word for file in files for word in ("--config", str(file))), "--print_config"]) == 0
+    merged, given = yaml.safe_load(capsys.readouterr().out)["trainer"], yaml.safe_load(path.read_text())["trainer"]
+    for file in files[1:]:
+        for key, value in yaml.safe_load(file.read_text())["trainer"].items():
+            if file == files[-1] and isinstance(value, dict):
+                assert merged[key]["class_path"] == value["class_path"]
+                assert value["init_args"].items() <= merged[key]["init_args"].items()
+            elif key != "strategy":
+                assert merged[key] == value
+    # how many batches make a step depends on the method: RECIPE's and distillation's may be too small for many
+    assert merged["accumulate_grad_batches"] == given.get("accumulate_grad_batches", 1)
+
+
+def test_the_commands_of_the_hardware_page_parse(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    page = (HARDWARE / "README.md").read_text().replace("\\\n", " ").replace("$SLURM_NNODES", "4")
+    lines = [line for line in page.splitlines() if "kedit fit --config" in line and not line.startswith("One node")]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line)
+        assert main([*words[words.index("fit") :], "--print_config"]) == 0
+        merged = yaml.safe_load(capsys.readouterr().out)["trainer"]
+        if merged["devices"] == 8:
+            # kilm_large's 64 parts of a step
+            assert merged["devices"] * merged["num_nodes"] * merged["accumulate_grad_batches"] == 64
 
 
 @pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from kedit.editing.sources import DataError
+from kedit.lm.backbones import Backbone, fetch
 from kedit.lm.optim import Schedule, parameter_groups
 
 
@@ -31,6 +32,12 @@ class EditingModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule or Schedule()
         self.weight_decay = weight_decay
+
+    def prepare_data(self) -> None:
+        """On one process of each node, before any other loads: have the files of all models in the cache."""
+        for part in vars(self).values():
+            if isinstance(part, Backbone):
+                fetch(part)
 
     def configure_optimizers(self) -> Any:
         """One optimiser over all trainable parameters, its learning rate set at every step."""

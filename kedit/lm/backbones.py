@@ -1,5 +1,6 @@
 """Hugging Face models with their tokenizers: load, extend, describe. Knows architectures and no method."""
 
+import json
 import logging
 import os
 import re
@@ -26,6 +27,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+from transformers.utils.hub import cached_files
 
 SEQ2SEQ = ("bart", "mbart", "t5", "mt5")
 CAUSAL = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
@@ -126,13 +135,47 @@ def _load(automatic: Any, what: str, name: str, **options: Any) -> Any:
             raise OSError(f"{name}: holds no {what} that transformers can load: {_told(reason)}") from error
         if re.search("gated|restricted|401|403", str(error)):
             raise OSError(f"{name}: its owner asks for a licence or a login first: `hf auth login`") from error
-        if not isinstance(error, OSError):
+        # the latter is how transformers says that there are no files to make a tokenizer of
+        if not isinstance(error, OSError) and "backend tokenizer" not in str(error):
             raise OSError(f"{name}: transformers can load no {what} from it: {_told(str(error))}") from error
         raise OSError(
             f"{name}: no such folder here, and {_host()} cannot be reached or has no such {what}: "
             f"`hf download {name} --local-dir FOLDER` where there is access and give that folder, or fill the client's "
             "cache and set HF_HUB_OFFLINE=1"
         ) from error
+
+
+def fetch(backbone: Backbone) -> None:
+    """Have a hub model's files in the client's cache, or the made one written: for one process of a node, so that the
+    others find them. A folder is left alone.
+
+    Raises:
+        OSError: the model of that name cannot be had.
+    """
+    name = backbone.source
+    if name is None or os.path.isdir(os.path.expanduser(name)):
+        return
+    _load(AutoConfig, "model", name, revision=backbone.revision)
+    load_tokenizer(name, backbone.revision)
+    _load(_Weights, "model", name, revision=backbone.revision)
+
+
+class _Weights:
+    """The files of a hub model's weights, in the order in which transformers looks for them."""
+
+    FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, trust_remote_code: bool = False, **options: Any) -> None:
+        for file in cls.FILES:
+            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
+            if found is None:
+                continue
+            if file.endswith(".index.json"):
+                shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
+                cached_files(name, shards, **options)
+            return
+        raise OSError(f"{name} has none of {', '.join(cls.FILES)}")
 
 
 def _told(reason: str) -> str:

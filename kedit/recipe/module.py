@@ -151,6 +151,11 @@ class RecipeModule(EditingModule):
         return self._frozen[0]
 
     @property
+    def beside(self) -> list[PreTrainedModel]:
+        """What takes memory and is no submodule."""
+        return [frozen.model for frozen in self._frozen]
+
+    @property
     def key_reads_target(self) -> bool:
         """Whether keys are made of prompt and target, as the paper's are."""
         return self.reference

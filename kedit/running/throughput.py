@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ThroughputMonitor
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from kedit.running.data import ResumableData
+
 COUNTED = ("target_tokens", "padding", "positions", "flops")
 
 
@@ -20,16 +22,17 @@ class TrainingThroughput(ThroughputMonitor):
 
     A batch may have `target_tokens`, `padding` and `positions` (numbers of this process's batch) and `flops` (forward
     and backward pass, useful ones only); what it lacks is not logged. Time spent in validation does not count.
+    `train/loader_wait_share` is the part of the time that was spent waiting for batches.
     """
 
     def __init__(self) -> None:
         super().__init__(batch_size_fn=lambda batch: 0)
         self._counts = dict.fromkeys(COUNTED, 0.0)
-        self._since = self._paused = 0.0
+        self._since = self._paused = self._waited = 0.0
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self._restart()
+        self._restart(trainer)
 
     @rank_zero_only
     def on_train_batch_end(
@@ -44,7 +47,7 @@ class TrainingThroughput(ThroughputMonitor):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         connector.log_metrics(self._metrics(trainer, time.perf_counter() - self._since))
-        self._restart()
+        self._restart(trainer)
 
     def _metrics(self, trainer: Trainer, seconds: float) -> dict[str, Any]:
         counts = self._counts
@@ -56,11 +59,13 @@ class TrainingThroughput(ThroughputMonitor):
             metrics["train/padding_share"] = counts["padding"] / counts["positions"]
         if counts["flops"] and self.available_flops:
             metrics["train/mfu"] = counts["flops"] / seconds / self.available_flops
+        if (waited := _waited(trainer)) is not None:
+            metrics["train/loader_wait_share"] = (waited - self._waited) / seconds
         return metrics
 
-    def _restart(self) -> None:
+    def _restart(self, trainer: Trainer) -> None:
         self._counts = dict.fromkeys(COUNTED, 0.0)
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), _waited(trainer) or 0.0
 
     @rank_zero_only
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
@@ -76,6 +81,11 @@ class TrainingThroughput(ThroughputMonitor):
     def on_test_batch_end(self, *_: Any, **__: Any) -> None: ...
     def on_predict_start(self, *_: Any) -> None: ...
     def on_predict_batch_end(self, *_: Any, **__: Any) -> None: ...
+
+
+def _waited(trainer: Trainer) -> float | None:
+    data = getattr(trainer, "datamodule", None)
+    return data.waited if isinstance(data, ResumableData) else None
 
 
 def _peak_memory(device: torch.device) -> float:

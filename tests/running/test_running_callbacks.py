@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -93,6 +94,7 @@ def test_track_gives_the_items_and_shows_how_far_it_is(monkeypatch, capsys):
 def test_throughput_counts_what_batches_know_of_themselves(tmp_path):
     class Sized(Data):
         def make_batch(self, epoch, batch):
+            time.sleep(0.01)
             made = super().make_batch(epoch, batch)
             made.target_tokens, made.padding, made.positions, made.flops = 30, 5, 50, 1e9
             return made
@@ -108,6 +110,9 @@ def test_throughput_counts_what_batches_know_of_themselves(tmp_path):
     rows = [row for row in logger.rows if "train/mfu" in row]
     assert len(rows) == PER_EPOCH // 4
     for row in rows:
+        # four batches of 10 ms that the training waited for
+        seconds = 4 * 30 / row["train/target_tokens_per_second"]
+        assert 0.03 < row["train/loader_wait_share"] * seconds <= seconds
         assert row["train/padding_share"] == pytest.approx(0.1)
         assert row["train/mfu"] == pytest.approx(row["train/target_tokens_per_second"] / 30 * 1e-3)
         assert 0.01 < row["train/peak_memory_gib"] < 100
