@@ -1,7 +1,5 @@
 """A run that is killed with SIGKILL and resumed ends with the very weights of a run that was left alone."""
 
-import multiprocessing
-import os
 import random
 import signal
 import time
@@ -13,82 +11,11 @@ import tiny_edits
 import tiny_facts
 import torch
 from conftest import ARCHITECTURES
+from killed_configs import DISTILL, KILM
+from killed_records import differences, state_of
+from killed_runs import ALLOW, start
 
-import kedit.distill
-import kedit.kilm
-import kedit.recipe.module
-import kedit.running.application  # noqa: F401  or every child that is forked imports it all again
 from kedit.cli import main
-
-CONFIG = """
-seed_everything: 3
-run: {{name: {name}}}
-model:
-  class_path: kedit.kilm.KilmModule
-  init_args:
-    backbone: {{architecture: {architecture}}}
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.001}}}}
-    schedule: {{warmup: 0.1}}
-data:
-  class_path: kedit.kilm.KilmData
-  init_args:
-    corpus: {corpus}
-    row_tokens: {row_tokens}
-    batch_rows: 2
-    num_workers: {workers}
-    evaluation: {{held_out: 30, validation_mentions: 4, panel: 1}}
-trainer:
-  accelerator: cpu
-  max_steps: {steps}
-  accumulate_grad_batches: 2
-  val_check_interval: 11
-  check_val_every_n_epoch: null
-  num_sanity_val_steps: 0
-  log_every_n_steps: 1
-checkpoint: {{every_n_train_steps: 3, save_last: true, save_top_k: 1}}
-"""
-
-DISTILL = """
-seed_everything: 3
-run: {{name: {name}}}
-model:
-  class_path: kedit.distill.DistillModule
-  init_args:
-    backbone: {{name: {base}}}
-    lora: {lora}
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
-    schedule: {{shape: cosine}}
-data:
-  class_path: kedit.distill.DistillData
-  init_args:
-    source: {{class_path: tiny_facts.TinyFacts}}
-    protocol: {protocol}
-    regularisation: {regularisation}
-    batch_sentences: {batch}
-    row_tokens: 64
-    num_workers: {workers}
-trainer:
-  accelerator: cpu
-  max_epochs: {epochs}
-  val_check_interval: 5
-  num_sanity_val_steps: 0
-  log_every_n_steps: 1
-checkpoint: {{every_n_train_steps: 3, save_last: true, save_top_k: 1}}
-"""
-
-
-def child(folder: Path, arguments: list[str]) -> None:
-    os.chdir(folder)
-    os.setpgid(0, 0)
-    torch.set_num_threads(1)
-    os._exit(main(arguments))
-
-
-def start(folder: Path, *arguments: str) -> multiprocessing.Process:
-    """`python -m kedit fit` in a process of its own, forked so that nothing is imported again."""
-    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, ["fit", *arguments]))
-    process.start()
-    return process
 
 
 def steps_done(run: Path) -> int:
@@ -113,41 +40,35 @@ def killed_and_resumed(folder: Path, config: Callable[[str], str], steps: int, s
     for run in ("whole", "killed"):
         (folder / f"{run}.yaml").write_text(config(run))
     whole, killed = folder / "checkpoints" / "whole", folder / "checkpoints" / "killed"
-    process = start(folder, "--config", str(folder / "whole.yaml"))
-    process.join()
-    assert process.exitcode == 0
+    run = start(folder, "--config", str(folder / "whole.yaml"))
+    assert not run.join()
+    assert run.exit_codes == [0]
 
-    process = start(folder, "--config", str(folder / "killed.yaml"))
+    run = start(folder, "--config", str(folder / "killed.yaml"))
     least, delay = draw.randrange(3, steps - 6), draw.random() * 0.2
-    while steps_done(killed) < least and process.is_alive():
+    while steps_done(killed) < least and not run.poll():
         time.sleep(0.01)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    run.kill()
+    assert not run.join()
+    assert run.exit_codes == [-signal.SIGKILL]
     reached = steps_done(killed)
     assert 0 < reached < steps
 
-    process = start(folder, "--config", str(folder / "killed.yaml"), "--ckpt_path", "last")
-    process.join()
-    assert process.exitcode == 0
-    one, two = weights(whole), weights(killed)
+    run = start(folder, "--config", str(folder / "killed.yaml"), "--ckpt_path", "last")
+    assert not run.join()
+    assert run.exit_codes == [0]
+    one, two = (state_of(path / "last.ckpt") for path in (whole, killed))
     # texts that a model writes are not the same on every machine, nor is their number
-    assert steps - 6 <= one["global_step"] == two["global_step"] <= steps
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for key, value in one["state_dict"].items():
-        assert torch.equal(value, two["state_dict"][key]), key
-    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two)]
-    assert moments[0]
-    assert moments[0].keys() == moments[1].keys()
-    for name in ("exp_avg", "exp_avg_sq"):
-        assert all(torch.equal(moments[0][k][name], moments[1][k][name]) for k in moments[0])
+    assert steps - 6 <= one["last.ckpt"]["global_step"] <= steps
+    assert one["last.ckpt"]["optimizer_states"][0]["state"]
+    assert not differences(one, two)
     return reached
 
 
 def kilm(name: str, corpus: str, workers: int, steps: int, row_tokens: int) -> Callable[[str], str]:
     architecture = dict(ARCHITECTURES[name]) | ({"max_position_embeddings": 1024} if name == "bart" else {})
-    return lambda run: CONFIG.format(
+    return lambda run: KILM.format(
         name=run, architecture=architecture, corpus=corpus, workers=workers, steps=steps, row_tokens=row_tokens
     )
 
@@ -172,7 +93,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, world_corpus, name, worke
 def test_distillation_killed_and_resumed_is_bit_identical(
     tmp_path, monkeypatch, lora, protocol, regularisation, epochs, workers, steps
 ):
-    monkeypatch.setenv("KEDIT_ALLOW", "tiny_facts")
+    monkeypatch.setenv("KEDIT_ALLOW", ALLOW)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
     side_by_side = "independent" in protocol
     batch = 1 if side_by_side else 2 if "sequential" in protocol else 3
@@ -191,7 +112,7 @@ def test_distillation_killed_and_resumed_is_bit_identical(
 
 @pytest.mark.parametrize(("reference", "workers"), [("false", 2), ("true", 0)], ids=["slots", "paper"])
 def test_recipe_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, reference, workers):
-    monkeypatch.setenv("KEDIT_ALLOW", "tiny_edits")
+    monkeypatch.setenv("KEDIT_ALLOW", ALLOW)
     base = tiny_edits.base(tmp_path / "base")
 
     def config(run: str) -> str:
@@ -203,7 +124,7 @@ def test_recipe_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, refer
 def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_path, world_corpus, monkeypatch, capsys):
     """Validation, and so saving, waits for the end of an accumulated step."""
     monkeypatch.chdir(tmp_path)
-    config = CONFIG.format(
+    config = KILM.format(
         name="whole",
         architecture=ARCHITECTURES["bart"],
         corpus=world_corpus["bart"],
@@ -212,6 +133,7 @@ def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_pat
         row_tokens=128,
     )
     config = config.replace("accumulate_grad_batches: 2", "accumulate_grad_batches: 4")
+    config = config.replace("batch_rows: 2", "batch_rows: 4")
     config = config.replace("every_n_train_steps: 3", "monitor: val/loss, mode: min").replace("top_k: 1", "top_k: -1")
     Path("whole.yaml").write_text(config)
     assert main(["fit", "--config", "whole.yaml"]) == 0
@@ -225,7 +147,7 @@ def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_pat
 
     capsys.readouterr()
     for option, word in (
-        (["--data.init_args.batch_rows", "3"], "batches an epoch"),
+        (["--data.init_args.batch_rows", "5"], "steps an epoch"),
         (["--seed_everything", "4"], "seed_everything 3"),
     ):
         assert main([*resumed[:3], "--run.name", f"other{option[1]}", *resumed[5:], *option]) == 2

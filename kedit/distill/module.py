@@ -47,6 +47,7 @@ from kedit.lm.causal import position_limit, states
 from kedit.lm.divergences import TopK
 from kedit.lm.flops import causal_forward_flops
 from kedit.lm.optim import Schedule
+from kedit.running.gathered import gathered
 
 SENTINEL_MODELS = ("t5", "mt5")
 """Encoder-decoders that fill gaps: they can be asked, not taught."""
@@ -150,10 +151,18 @@ class DistillModule(EditingModule):
                 "decoder-only models; an encoder-decoder is only tested, with and without definitions, by "
                 "`python -m kedit test`"
             )
-        if self.data.staged and isinstance(self.trainer.strategy, DeepSpeedStrategy):
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy) and self.lora is not None:
+            strategy.exclude_frozen_parameters = True  # the base: a checkpoint holds the adapters alone
+        if self.data.staged and isinstance(strategy, DeepSpeedStrategy):
             raise DataError(
                 "DeepSpeed keeps the optimiser's state to itself, so that it cannot be begun anew with every edit: "
                 "train edits in stages, and the reference's sentences, under trainer.strategy ddp or on one device"
+            )
+        if is_fit and self.on_policy and isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+            raise DataError(
+                "model.on_policy writes sentences, in every process until they end, but in ZeRO stage 3 all processes "
+                "run the model together: take stage 2 or trainer.strategy ddp"
             )
         model = self.fresh_model()
         if is_fit and self.on_policy is not None and (self.divergence.top_k or self.data.side_by_side):
@@ -286,6 +295,10 @@ class DistillModule(EditingModule):
         weights = data.weights if bool(batch.weights_N.any()) else [0.0, 0.0, 0.0]
         new = compose(rows, np.arange(len(numbers)), data.row_budget, weights, batch.facts, batch.stage)
         new = self.transfer_batch_to_device(new, self.device, 0)
+        # of all processes, as where sentences are given
+        scored = torch.tensor(float(new.target_tokens * any(weights)), device=self.device)
+        mean = self.trainer.strategy.reduce(scored, reduce_op="mean")
+        new.weights_N = new.weights_N * (new.target_tokens / mean.clamp_min(1))
         with self.student.initial(), self.contest.asking() as model:
             return new, live_states(model, rows.prefixes, [rows.rows[number] for number in new.numbers])
 
@@ -363,13 +376,14 @@ class DistillModule(EditingModule):
                 curve = judging.retention_curve(contest.judged)
                 board.add_figure("retention", figures.retention(curve), self.global_step)
 
-    @rank_zero_only
     def _show_samples(self, when: str) -> None:
-        """How the model goes on from the names of a few facts."""
+        """How the model goes on from the names of a few facts; on all processes, for the weights may be dealt out."""
         facts = self.data.knowledge.facts[: self.data.evaluation.samples]
         if not facts or not self._boards or self._config.is_encoder_decoder or (when == "after" and self.data.staged):
             return
-        with self.contest.asking() as model:
+        with gathered(self), self.contest.asking() as model:
+            if not self.trainer.is_global_zero:
+                return
             texts = sample(model, self.tokenizer, [fact.name for fact in facts], max_new_tokens=24, temperature=0)
         lines = ["| fact | the model goes on | definition |", "|---|---|---|"]
         for fact, text in zip(facts, texts, strict=True):

@@ -177,8 +177,8 @@ class KilmData(ResumableData):
             self._order = epoch, self.epoch_rows(epoch)
         share = self.share(batch)
         rows = step_items(self._order[1], share.step, self.step_samples)
-        own = share.own(rows)
-        made = self.train.batch(own.tolist(), epoch) if len(own) else self.train.batch(rows[:1].tolist(), epoch, muted=True)
+        own = share.own(rows).tolist()
+        made = self.train.batch(own or rows[:1].tolist(), epoch, muted=not own)
         made.weight = share.weight(rows)
         return made
 

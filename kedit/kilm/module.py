@@ -168,7 +168,7 @@ class KilmModule(EditingModule):
         process with all rows.
         """
         total = self.class_weights.table(batch.classes_N.device)[batch.classes_N].sum()
-        return self.trainer.strategy.reduce(total, reduce_op="mean")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(total, reduce_op="mean")
 
     # validation and test ----------------------------------------------------------------------------------------------
 

@@ -40,9 +40,10 @@ class Schedule:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices with weight decay; biases, norms and other vectors without."""
+    """Two groups: matrices with weight decay; biases, norms and other vectors without. One where the other is empty."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
+    groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # DeepSpeed leaves out an empty one, the schedule does not

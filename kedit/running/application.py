@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,8 +25,10 @@ from kedit.running.curves import WholeCurves
 from kedit.running.data import TrainingPosition, lost_worker
 from kedit.running.directories import make_durable
 from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.estimate import RunEstimate
+from kedit.running.gathered import WholeForJudging
 from kedit.running.guard import FiniteTraining, Guard
-from kedit.running.last import LastCheckpoint
+from kedit.running.last import LastCheckpoint, StepCheckpoint
 from kedit.running.parsing import PROGRAM, Parser, restrict_imports
 from kedit.running.places import check_places
 from kedit.running.progress import ParameterCount, progress_bar
@@ -120,7 +122,7 @@ class Application(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Run, "run")
         parser.add_class_arguments(Guard, "guard")
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint", skip={"dirpath"}, fail_untyped=False)
+        parser.add_class_arguments(StepCheckpoint, "checkpoint", skip={"dirpath"}, fail_untyped=False)
         parser.callback_keys.append("checkpoint")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether fit ends by testing its best checkpoint."
@@ -212,8 +214,9 @@ class Application(LightningCLI):
             kwargs["logger"] = self._logger()
         guard = FiniteTraining(self._get(self.config_init, "guard"))
         callbacks = [TrainingPosition(), guard, TrainingThroughput(), GradientNorm()]
-        callbacks += [LastCheckpoint(), WholeCurves(), Stamp(), OrderlyStop()]
+        callbacks += [LastCheckpoint(), WholeCurves(), Stamp(), OrderlyStop(), WholeForJudging()]
         if self.command == "fit":
+            callbacks.append(RunEstimate())
             callbacks.append(SavedConfig(self.folder, self.saved_config, self.is_new))
         if self.command == "predict":
             self.predictions = PredictionFile(self.folder.logs / "predictions.jsonl")

@@ -22,7 +22,8 @@ def convert(checkpoint: Path, output: Path | None = None) -> Path:
     """Make a checkpoint folder that DeepSpeed wrote one for any number of processes, so that `--ckpt_path last` goes on
     from it with another number of devices; also with ZeRO stage 1 instead of 2, or 2 instead of 1.
 
-    Give the run, when it goes on, as many samples in a batch over all devices as before. Files need no conversion.
+    A batch size is that of an optimiser step, so the configuration stays as it is. Files need no conversion, nor does
+    a folder whose model is only judged.
 
     Args:
         checkpoint: the folder, in its run's own folder.
@@ -80,9 +81,20 @@ def _convertible(checkpoint: Path) -> dict[str, Any]:
 
 
 def _run(source: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-               "--input_folder", str(source), "--output_folder", str(target)]  # fmt: skip
+    command = [sys.executable, "-c", f"import {__name__} as own, sys; own._deepspeeds(*sys.argv[1:])",
+               str(source), str(target)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DataError(f"DeepSpeed's ds_to_universal could not convert {source.parent}:\n  {last}")
+
+
+def _deepspeeds(source: str, target: str) -> None:
+    """What `python -m deepspeed.checkpoint.ds_to_universal` does, but that nothing pickled in the shards is run."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    from kedit.running.shards import plain_values_only
+
+    sys.argv[1:] = ["--inject_missing_state", "--input_folder", source, "--output_folder", target]
+    with plain_values_only(Path(source)):
+        ds_to_universal.main(ds_to_universal.parse_arguments())

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kedit.editing.sources import DataError
 from kedit.running.order import Share
 
+DUE = "validation_due"
+"""Under which key a checkpoint says that the validation which follows its step has not been run."""
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 """What torch says of a worker that died, wherever the training process was when the signal came."""
 
@@ -137,18 +139,34 @@ class TrainingPosition(Callback):
     The random state is put aside after every batch and taken up again before the next: neither validation, nor a
     loader, nor a stop and resume in between changes what training draws. Must stand before ModelCheckpoint, which
     Lightning always moves to the end.
+
+    A run that goes on from a checkpoint of a step that a validation follows begins with that validation, unless it is
+    to validate at other times. Lightning leaves it out.
     """
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if due := validation_due(trainer):
+            checkpoint[DUE] = due
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lightning counts batches, too: say the same place in those that are accumulated now."""
-        data = _resumable(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        data, loops = _resumable(trainer), checkpoint["loops"]["fit_loop"]
         state = checkpoint.get(type(data).__qualname__, {}) if data is not None else {}
         now, then = trainer.accumulate_grad_batches, state.get("accumulated", trainer.accumulate_grad_batches)
+        batches = loops["epoch_loop.batch_progress"]
         if now != then:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            for counts in (progress["total"], progress["current"]):
-                for name, count in counts.items():
-                    counts[name] = count * now // then
+            for counts in (batches["total"], batches["current"]):
+                more = counts["ready"] * now // then - counts["ready"]
+                counts.update({name: count + more for name, count in counts.items()})
+        if checkpoint.get(DUE) == _validated_when(trainer):
+            # what Lightning looks for to go back into a validation: the batch is done with, a validation is begun
+            for counts in (batches["total"], batches["current"]):
+                counts["completed"] = counts["processed"]
+            begun = loops["epoch_loop.val_loop.batch_progress"]
+            begun["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            begun["total"] = dict(begun["current"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, and so save, between optimiser steps only: what was accumulated is in no checkpoint.
@@ -177,6 +195,8 @@ class TrainingPosition(Callback):
                 f"{trainer.world_size} processes: lower trainer.accumulate_grad_batches to "
                 f"{max(1, data.step_samples // trainer.world_size)}, or raise the batch size of the data"
             )
+        if data is not None and data._random is not None:
+            set_random_state(data._random)  # which a validation begins with, too
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         data = _resumable(trainer)
@@ -190,6 +210,24 @@ class TrainingPosition(Callback):
         if data is not None:
             data.consumed += 1
             data._random = random_state()
+
+
+def validation_due(trainer: Trainer) -> list[Any]:
+    """Whether training stands at the end of a step that a validation follows; if so, by what settings, else empty."""
+    loop = trainer.fit_loop.epoch_loop
+    counts: Any = loop.batch_progress.current
+    at_the_end = trainer.training and counts.ready == counts.processed == counts.completed + 1
+    # neither a run that is told to stop, nor one by the clock, nor one with no step left validates there again
+    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
+    if not at_the_end or by_clock or trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return []
+    fetcher = trainer.fit_loop._data_fetcher
+    return _validated_when(trainer) if fetcher is not None and loop._should_check_val_fx(fetcher) else []
+
+
+def _validated_when(trainer: Trainer) -> list[Any]:
+    when = [trainer.val_check_interval, trainer.check_val_every_n_epoch, trainer.limit_val_batches]
+    return [*when, trainer.accumulate_grad_batches]
 
 
 def _resumable(trainer: Trainer) -> ResumableData | None:

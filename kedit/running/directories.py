@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
     ParallelStrategy,
     Strategy,
 )
+from lightning.pytorch.trainer.states import TrainerFn
 
 from kedit.editing.sources import DataError
 from kedit.running.checkpoints import DurableCheckpointIO, kept_message
@@ -34,7 +35,9 @@ from kedit.running.durable import (
 )
 from kedit.running.errors import is_out_of_space, space_message
 from kedit.running.manifest import checksums, contents, file_damage, read_manifest, write_manifest
-from kedit.running.runs import incomplete
+from kedit.running.runs import incomplete, state_of
+from kedit.running.shards import plain_values_only
+from kedit.running.zero import SameGradients, load_weights, mend_universal
 
 FIRST_BYTES = 16
 """Bytes a weight takes in a first checkpoint, at most: the weight, its float32 copy, two moments."""
@@ -57,7 +60,8 @@ def make_durable(strategy: Strategy) -> None:
     if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
         # of any class that a configuration names, so that none has to ask
         kind = type(strategy)
-        strategy.__class__ = type(kind.__name__, (_CommittedFolders, kind), {"__module__": kind.__module__})
+        first = (_CommittedFolders, SameGradients) if isinstance(strategy, DeepSpeedStrategy) else (_CommittedFolders,)
+        strategy.__class__ = type(kind.__name__, (*first, kind), {"__module__": kind.__module__})
 
 
 def layout(strategy: Strategy) -> dict[str, Any]:
@@ -101,14 +105,26 @@ class _CommittedFolders(ParallelStrategy):
         path = Path(checkpoint_path)
         if not path.is_dir():
             return super().load_checkpoint(path, weights_only)
-        if self._check(path).get(UNIVERSAL) and isinstance(self, DeepSpeedStrategy):
-            settings = self.deepspeed_engine._config
-            settings.load_universal_checkpoint = True
-            try:
-                return super().load_checkpoint(path, weights_only)
-            finally:
-                settings.load_universal_checkpoint = False
-        return super().load_checkpoint(path, weights_only)
+        manifest = self._check(path)
+        if not isinstance(self, DeepSpeedStrategy):
+            return super().load_checkpoint(path, weights_only)
+        if self.zero_stage_3 and not _is_fitting(self):
+            module = self.lightning_module
+            assert module is not None
+            with plain_values_only(path):
+                load_weights(module, path)
+            return state_of(path)
+        settings = self.deepspeed_engine._config
+        # to be judged, a model needs its weights alone, which DeepSpeed would leave as they are
+        settings.load_universal_checkpoint = bool(manifest.get(UNIVERSAL)) and _is_fitting(self)
+        try:
+            with plain_values_only(path):
+                loaded = super().load_checkpoint(path, weights_only)
+                if settings.load_universal_checkpoint:
+                    mend_universal(self.deepspeed_engine, path)
+            return loaded
+        finally:
+            settings.load_universal_checkpoint = False
 
     @property
     def _writes_folders(self) -> bool:
@@ -210,11 +226,16 @@ class _CommittedFolders(ParallelStrategy):
         return [result for result, _ in results]
 
 
+def _is_fitting(strategy: ParallelStrategy) -> bool:
+    module = strategy.lightning_module
+    return module is None or module.trainer.state.fn == TrainerFn.FITTING
+
+
 def _same_layout(path: Path, manifest: dict[str, Any], strategy: ParallelStrategy) -> None:
-    """See that DeepSpeed can take up a folder's shards; the others deal them out anew."""
+    """See that DeepSpeed can take up a folder's shards, to judge its weights alone; the others deal them out anew."""
     if not isinstance(strategy, DeepSpeedStrategy):
         return
-    then, now = manifest.get("world_size"), strategy.world_size
+    then, now, is_fitting = manifest.get("world_size"), strategy.world_size, _is_fitting(strategy)
     stage_then, stage_now = manifest.get("stage") or 0, layout(strategy)["stage"] or 0
     if (stage_then < 3) != (stage_now < 3):
         raise DataError(
@@ -222,9 +243,13 @@ def _same_layout(path: Path, manifest: dict[str, Any], strategy: ParallelStrateg
             f"2 cannot go on from stage 3, nor 3 from them; keep the stage, or start from the weights alone\n"
             f"  python -m kedit export --checkpoint {path} --output FOLDER"
         )
-    if not manifest.get(UNIVERSAL) and (then != now or stage_then != stage_now):
+    if is_fitting and not manifest.get(UNIVERSAL) and (then != now or stage_then != stage_now):
         raise DataError(
             f"checkpoint {path} was written by {then} processes in ZeRO stage {stage_then}, this run has {now} in "
             f"stage {stage_now}: make it one for both, and go on by --ckpt_path last\n"
             f"  python -m kedit convert --checkpoint {path}"
+        )
+    if not is_fitting and manifest.get(UNIVERSAL) and stage_now == 3:
+        raise DataError(
+            f"checkpoint {path} is made to train on from: to judge it in ZeRO stage 3, name the one that it was made of"
         )

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from kedit.editing.sources import DataError
 from kedit.running.cards import MARK, find_key, model_card, read_settings
+from kedit.running.convert import UNIVERSAL
 from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.manifest import MANIFEST, read_manifest
 from kedit.running.runs import RunFolder, find_checkpoint, incomplete, state_of
 from kedit.running.shards import plain_values_only
 
@@ -187,7 +189,11 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
             f"{checkpoint} holds the adapters of many edits side by side: each by itself, as PEFT reads it, is "
             f"a folder in {checkpoint.parent / 'edits'}"
         )
-    adapter = adapter or {file_name(name): tensor for name, tensor in weights.items() if of_adapter(name)}
+    adapter = adapter or {
+        f"base_model.model.{file_name(name.removeprefix('base_model.model.'))}": tensor
+        for name, tensor in weights.items()
+        if of_adapter(name)
+    }
     if not weights and not adapter:
         raise DataError(f"{checkpoint} holds no tensor named {PREFIX}...: not a checkpoint of kedit")
     return adapter or weights, bool(adapter), method
@@ -196,12 +202,20 @@ def _weights(checkpoint: Path) -> tuple[dict[str, Tensor], bool, str]:
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], str]:
     """All of a checkpoint's tensors, and the class of the module that wrote them."""
     if checkpoint.is_dir():
+        if (checkpoint / MANIFEST).is_file() and read_manifest(checkpoint).get(UNIVERSAL):
+            raise DataError(
+                f"checkpoint {checkpoint} is there to train on from (`kedit convert` made it): export the one it is of"
+            )
         from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
         with tempfile.TemporaryDirectory() as folder, plain_values_only(checkpoint):
             file = Path(folder) / "weights.ckpt"
             convert_zero_checkpoint_to_fp32_state_dict(str(checkpoint), str(file))
             state = torch.load(file, weights_only=True, map_location="cpu")
+        # of stage 1 DeepSpeed's conversion leaves out what was not trained
+        rest = state_of(checkpoint).get("module") or {}
+        state["state_dict"] |= {name: value for name, value in rest.items() if name not in state["state_dict"]
+                                and value.numel() and name.startswith((PREFIX, NETWORKS_PREFIX))}  # fmt: skip
     else:
         state = state_of(checkpoint)
     model = read_settings(checkpoint.absolute().parent / "config.yaml").get("model") or {}

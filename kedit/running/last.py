@@ -1,11 +1,28 @@
-"""`last.ckpt` beside what ModelCheckpoint saves by its own count: at the end of training, and when a run is stopped.
-Knows no method.
+"""When checkpoints are written: at the end of optimiser steps only, and `last.ckpt` at the end of training and when a
+run is stopped, too. Knows no method.
 """
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that waits for the end of the optimiser step: what was accumulated is in no checkpoint.
+
+    Lightning saves in the middle when an interval of time is over then, and after the first batch of a run that goes on
+    from a step whose number is due.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, pl_module, *rest)
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
 
 
 class LastCheckpoint(Callback):

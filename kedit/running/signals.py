@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from kedit.running.data import ResumableData
+from kedit.running.data import DUE, ResumableData, validation_due
 from kedit.running.guard import NonFinite
 from kedit.running.last import save_last
 from kedit.running.parsing import PROGRAM
@@ -39,6 +40,9 @@ class OrderlyStop(Callback):
 
     A signal that one process gets counts for all. Which were signalled is summed up while the next step runs, so nobody
     waits for it: a run of several processes stops one step later than a run of one.
+
+    In a validation a run of one process saves and stops after the batch that is judged, and goes on with the whole
+    validation; several processes, which may have different numbers of batches, stop at its end.
 
     An exception in training saves too, as of the end of the last optimiser step, in a run of one process: several
     cannot agree when one has broken. What has become infinite or not a number is never saved.
@@ -86,6 +90,27 @@ class OrderlyStop(Callback):
         if number:
             self._stop(trainer, number)
 
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        boundary = self._boundary
+        if self._received and trainer.state.fn == TrainerFn.FITTING and boundary is not None and boundary.due:
+            self._rolled_back = boundary
+            self._stop(trainer, self._received)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if trainer.world_size == 1:
+            self._boundary = _Boundary(trainer)
+        number = self._received
+        if self._agreement is not None:
+            number = self._agreement.answer()
+            self._agreement.ask(self._received)
+            number = max(number, self._agreement.answer())
+        if number:
+            for callback in trainer.checkpoint_callbacks:  # it may be the best so far; they come after us
+                callback.on_validation_end(trainer, pl_module)
+            self._stop(trainer, number)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._boundary = None  # what breaks from here on, as in a test, is no training
         self._restore()
@@ -119,8 +144,9 @@ class OrderlyStop(Callback):
     def _stop(self, trainer: Trainer, number: int) -> None:
         name = signal.Signals(number).name
         path = save_last(trainer)
-        # Lightning logs a step behind this hook, and a run that goes on does not log it again
-        trainer._logger_connector.update_train_step_metrics()
+        if trainer.training:
+            # Lightning logs a step behind this hook, and a run that goes on does not log it again
+            trainer._logger_connector.update_train_step_metrics()
         if path is None:
             tell(f"{name}: stopped after step {trainer.global_step}; this run saves no checkpoints")
             raise Stopped(128 + number)
@@ -184,7 +210,7 @@ class _Boundary:
 
     def __init__(self, trainer: Trainer) -> None:
         self.step = trainer.global_step
-        self._loops = trainer.fit_loop.state_dict()
+        self._loops, self.due = trainer.fit_loop.state_dict(), validation_due(trainer)
         self._data = getattr(trainer, "datamodule", None)
         if isinstance(self._data, ResumableData):
             self._consumed, self._random = self._data.consumed, self._data._random
@@ -197,6 +223,8 @@ class _Boundary:
     def put_into(self, checkpoint: dict[str, Any]) -> None:
         """Make a later checkpoint's progress the one of then."""
         checkpoint["loops"]["fit_loop"] = self._loops
+        if self.due:
+            checkpoint[DUE] = self.due
 
 
 @rank_zero_only

@@ -235,7 +235,7 @@ def test_deepspeed_goes_on_in_the_layout_that_was_written(then, words):
         def __init__(self) -> None:
             self.config = {"zero_optimization": {"stage": 1}}
 
-        world_size = 1
+        world_size, lightning_module = 1, None
 
     if not words:
         _same_layout(Path("x.ckpt"), then, Zero())

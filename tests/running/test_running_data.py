@@ -2,15 +2,17 @@ import json
 import random
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from tiny_training import PER_EPOCH, ROWS, Data, StopAt, train
 
-from kedit.running.data import BatchLoader, ResumableData, random_state, set_random_state
+from kedit.running.data import DUE, BatchLoader, ResumableData, random_state, set_random_state
+from kedit.running.last import StepCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -45,6 +47,68 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, case, workers):
     for epoch in range(3):
         rows = [row for rows, _ in whole.seen[epoch * batches : (epoch + 1) * batches] for row in rows]
         assert sorted(rows) == list(range(ROWS))
+
+
+class Judged(Callback):
+    """Keeps the step and the loss of each validation."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self.losses.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("step", [4, PER_EPOCH])
+def test_a_run_that_goes_on_from_before_a_validation_begins_with_it(tmp_path, step, window):
+    judged, again = Judged(), Judged()
+    arguments = {"every": 4, "val_check_interval": 4 * window, "accumulate_grad_batches": window}
+    whole = train(tmp_path / "whole", callbacks=[judged], **arguments)
+    checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
+    assert torch.load(checkpoint, weights_only=True)[DUE]
+    rest = train(tmp_path / "rest", resume=checkpoint, callbacks=[again], **arguments)
+    assert rest.seen == whole.seen[step * window :]
+    assert again.losses == [one for one in judged.losses if one[0] >= step]  # its random numbers, too
+    assert same(rest, whole)
+
+
+@pytest.mark.parametrize("step", [4, PER_EPOCH])
+@pytest.mark.parametrize("settings", [{"val_check_interval": 6}, {"limit_val_batches": 0}], ids=["later", "never"])
+def test_a_run_that_validates_at_other_times_goes_on_at_once(tmp_path, step, settings):
+    whole = train(tmp_path / "whole", every=4, val_check_interval=4)
+    judged = Judged()
+    checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
+    rest = train(tmp_path / "rest", resume=checkpoint, every=4, callbacks=[judged], **settings)
+    assert rest.seen == whole.seen[step:]
+    assert step not in [one for one, _ in judged.losses]
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1), (2, 4)])
+def test_the_place_in_the_epoch_is_that_of_the_batches_that_are_accumulated_now(tmp_path, then, now):
+    train(tmp_path, every=5, accumulate_grad_batches=then, callbacks=[StopAt(5)])
+    judged = Judged()
+    rest = train(
+        tmp_path / "rest", resume=tmp_path / "step=5.ckpt", accumulate_grad_batches=now, callbacks=[judged],
+        val_check_interval=2 * now,
+    )  # fmt: skip
+    assert len(rest.seen) == (3 * PER_EPOCH - 5) * now
+    assert [step for step, _ in judged.losses] == list(range(6, 3 * PER_EPOCH + 1, 2))
+
+
+@pytest.mark.parametrize("options", [{"train_time_interval": timedelta(0)}, {"every_n_train_steps": 2}])
+def test_nothing_is_saved_in_the_middle_of_an_optimiser_step(tmp_path, options):
+    def saving(folder):
+        return StepCheckpoint(folder, "{step}", save_top_k=-1, **options)
+
+    first = train(tmp_path, accumulate_grad_batches=3, callbacks=[saving(tmp_path / "a"), StopAt(4)])
+    checkpoint = tmp_path / "a" / "step=4.ckpt"
+    train(tmp_path / "rest", resume=checkpoint, accumulate_grad_batches=3, callbacks=[saving(tmp_path / "b")])
+    consumed = [torch.load(path, weights_only=True)["Data"]["consumed"] for path in tmp_path.glob("[ab]/*.ckpt")]
+    assert len(first.seen) == 12
+    assert len(consumed) > 10
+    assert {number % 3 for number in consumed} == {0}
 
 
 def test_training_draws_the_same_numbers_with_and_without_validation(tmp_path):

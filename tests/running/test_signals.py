@@ -100,6 +100,68 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_rest_follows_exactly(tmp_
     assert [path.name for path in last.parent.glob("*.ckpt")] == ["last.ckpt"]  # and no last-v1.ckpt
 
 
+class InValidation(Callback):
+    """Does something before a batch of the validation at a step, and keeps what validations say."""
+
+    def __init__(self, step: int = 0, batch: int = 0, do=None) -> None:
+        self.step, self.batch, self.do = step, batch, do
+        self.losses: list[tuple[int, float]] = []
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, *_) -> None:
+        if (trainer.global_step, batch_idx) == (self.step, self.batch) and not trainer.sanity_checking:
+            self.do()
+
+    def on_validation_end(self, trainer, *_) -> None:
+        if not trainer.sanity_checking:
+            self.losses.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+
+@pytest.mark.parametrize(("step", "batch"), [(3, 0), (PER_EPOCH, 1)])
+@pytest.mark.parametrize("do", [send(15), lambda: broken()], ids=["signal", "exception"])
+def test_what_ends_a_run_in_a_validation_costs_that_validation_only(tmp_path, step, batch, do):
+    arguments = {"accumulate_grad_batches": 2, "val_check_interval": 6}
+    told = InValidation()
+    whole = fit(tmp_path / "whole", told, **arguments)
+    first = fit(tmp_path / "parts", InValidation(step, batch, do), **arguments)
+    assert first.ended is not None
+    assert len(first.seen) == 2 * step
+    again = InValidation()
+    rest = fit(tmp_path / "parts", again, resume=tmp_path / "parts" / "last.ckpt", **arguments)
+    assert rest.ended is None
+    assert first.seen + rest.seen == whole.seen
+    assert again.losses == [one for one in told.losses if one[0] >= step]
+    assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
+
+
+def test_a_signal_at_the_end_of_a_validation_keeps_what_that_said(tmp_path):
+    """As in a run of several processes, whose signals are looked at there."""
+    told = InValidation()
+    whole = fit(tmp_path / "whole", told, val_check_interval=4)
+
+    class AtItsEnd(Callback):
+        def on_validation_end(self, trainer, *_) -> None:
+            if trainer.global_step == 4:
+                send(15)()
+
+    best = ModelCheckpoint(tmp_path / "best", "{step}", monitor="val/loss")
+    first = fit(tmp_path / "parts", AtItsEnd(), best, val_check_interval=4)
+    assert first.ended.code == 75
+    assert (tmp_path / "best" / "step=4.ckpt").exists()
+    again = InValidation()
+    rest = fit(tmp_path / "parts", again, resume=tmp_path / "best" / "last.ckpt", val_check_interval=4)
+    assert first.seen + rest.seen == whole.seen
+    assert again.losses == told.losses[1:]
+
+
+def test_an_exception_after_a_validation_does_not_repeat_it(tmp_path):
+    told, again = InValidation(), InValidation()
+    whole = fit(tmp_path / "whole", told, val_check_interval=4)
+    first = fit(tmp_path / "parts", At(5, broken), val_check_interval=4)
+    rest = fit(tmp_path / "parts", again, resume=tmp_path / "parts" / "last.ckpt", val_check_interval=4)
+    assert first.seen[:4] + rest.seen == whole.seen
+    assert again.losses == told.losses[1:]
+
+
 def broken():
     raise RuntimeError("a worker was killed")
 
@@ -198,26 +260,27 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path, monkeypatch, capsys):
 # several processes
 
 
-def one_of_two(folder: Path, rank: int, port: int, batch: int, resume: Path | None) -> None:
+def one_of_two(folder: Path, rank: int, port: int, stop: Callback | None, resume: Path | None) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x",
                    "GROUP_RANK": "0"}  # fmt: skip
     torch.set_num_threads(1)
-    stop = [At(batch, send(signal.SIGUSR1))] if rank == 1 and batch else []
-    model = fit(folder, *stop, resume=resume, strategy="ddp", devices=2, accumulate_grad_batches=2)
+    stops = [stop] if rank == 1 and stop is not None else []
+    arguments = {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": 2, "val_check_interval": 8}
+    model = fit(folder, *stops, resume=resume, **arguments)
     report = {"code": getattr(model.ended, "code", None), "error": repr(model.ended), "seen": model.seen,
               "step": model.trained_by.global_step}  # fmt: skip
     torch.save((report, model.state_dict()), folder / f"report-{rank}")
     os._exit(0)
 
 
-def two(folder: Path, batch: int = 0, resume: Path | None = None) -> list:
+def two(folder: Path, stop: Callback | None = None, resume: Path | None = None) -> list:
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(folder, rank, port, batch, resume)) for rank in (0, 1)]
+    processes = [fork.Process(target=one_of_two, args=(folder, rank, port, stop, resume)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
@@ -226,14 +289,23 @@ def two(folder: Path, batch: int = 0, resume: Path | None = None) -> list:
     return [torch.load(folder / f"report-{rank}", weights_only=True) for rank in (0, 1)]
 
 
-def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
-    whole = two(tmp_path / "whole")
-    first = two(tmp_path / "parts", batch=7)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return two(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    ("stop", "least", "most"),
+    [(At(7, send(10)), 4, 6), (InValidation(4, 0, send(10)), 4, 4)],  # batches 7 and 8 are step 4
+    ids=["in training", "in validation"],
+)
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, whole, stop, least, most):
+    first = two(tmp_path / "parts", stop)
     assert [report["code"] for report, _ in first] == [75, 75], first[0][0]["error"]
     last = tmp_path / "parts" / "last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"]
     assert {report["step"] for report, _ in first} == {step}
-    assert 4 <= step <= 6  # batches 7 and 8 are step 4
+    assert least <= step <= most
     rest = two(tmp_path / "parts", resume=last)
     for rank in (0, 1):
         assert rest[rank][0]["error"] == "None"

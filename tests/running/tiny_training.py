@@ -92,13 +92,11 @@ def train(
     saved = ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1, save_on_train_epoch_end=False)
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=EPOCHS,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[TrainingPosition(), *callbacks, saved],
-        **arguments,
+        **({"logger": False, "max_epochs": EPOCHS} | arguments),
     )
     model = Model()
     trainer.fit(model, datamodule=Data(workers), ckpt_path=resume, weights_only=True)

@@ -93,5 +93,7 @@ def in_processes(work: Callable[[int], None], world: int = 2) -> list[int]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(150)
+        if process.exitcode is None:
+            process.kill()
     return [process.exitcode if process.exitcode is not None else -1 for process in processes]
