@@ -22,17 +22,37 @@ model:
   init_args:
     backbone: {{name: {base}}}
     lora: {lora}
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
+    on_policy: {on_policy}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003, eps: 1.0e-5}}}}
 data:
   class_path: kedit.distill.DistillData
   init_args:
     source: {{class_path: tiny_facts.TinyFacts}}
     protocol: {protocol}
-    batch_sentences: 2
+    batch_sentences: {batch}
     row_tokens: 64
 trainer: {{accelerator: cpu, devices: {devices}, strategy: {strategy}, max_epochs: 1, logger: false,
            enable_progress_bar: false, num_sanity_val_steps: 0}}
+checkpoint: {{save_last: true}}
 """
+
+
+def run(folder: Path, name: str, world: int, **settings: str) -> Path:
+    """Train in so many processes; the folder of its checkpoints."""
+    config = CONFIG.format(
+        name=name, base=tiny_facts.base(), devices=world, strategy="auto" if world == 1 else "ddp",
+        **{"lora": "null", "on_policy": "null", "batch": "2", "protocol": "{}"} | settings,
+    )  # fmt: skip
+    Path(f"{name}.yaml").write_text(config)
+
+    def work(rank: int) -> None:
+        os.environ["KEDIT_CACHE"] = str(folder / name)  # nobody finds what another run has computed
+        torch.set_num_threads(1)
+        if code := main(["fit", "--config", f"{name}.yaml"]):
+            os._exit(code)
+
+    assert in_processes(work, world) == [0] * world
+    return folder / "checkpoints" / name
 
 
 @pytest.mark.parametrize(
@@ -47,25 +67,10 @@ trainer: {{accelerator: cpu, devices: {devices}, strategy: {strategy}, max_epoch
 def test_stages_of_two_processes_are_those_of_one(tmp_path, monkeypatch, lora, protocol):
     monkeypatch.setenv("KEDIT_ALLOW", "tiny_facts")
     monkeypatch.chdir(tmp_path)
-    base = tiny_facts.base()
-
-    def run(name: str, world: int) -> dict:
-        config = CONFIG.format(
-            name=name, base=base, lora=lora, protocol=protocol, devices=world, strategy="auto" if world == 1 else "ddp"
-        )
-        Path(f"{name}.yaml").write_text(config)
-
-        def work(rank: int) -> None:
-            os.environ["KEDIT_CACHE"] = str(tmp_path / name)  # nobody finds what another run has computed
-            os.environ["TQDM_DISABLE"] = "1"
-            torch.set_num_threads(1)
-            if code := main(["fit", "--config", f"{name}.yaml"]):
-                os._exit(code)
-
-        assert in_processes(work, world) == [0] * world
-        return json.loads((tmp_path / "checkpoints" / name / "edits.json").read_text())
-
-    one, two = run("one", 1), run("two", 2)
+    one, two = (
+        json.loads((run(tmp_path, name, world, lora=lora, protocol=protocol) / "edits.json").read_text())
+        for name, world in (("one", 1), ("two", 2))
+    )
     assert one.keys() == two.keys()
     for stage, edits in one.items():
         for mine, other in zip(edits, two[stage], strict=True):
@@ -74,3 +79,17 @@ def test_stages_of_two_processes_are_those_of_one(tmp_path, monkeypatch, lora, p
             assert mine["specificity"].keys() == other["specificity"].keys()
             for name, scores in mine["specificity"].items():
                 assert scores == pytest.approx(other["specificity"][name], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch", [3, 1], ids=["dealt out unevenly", "one process has none"])
+def test_two_processes_that_write_their_own_sentences_learn_what_one_does(tmp_path, monkeypatch, batch):
+    monkeypatch.setenv("KEDIT_ALLOW", "tiny_facts")
+    monkeypatch.chdir(tmp_path)
+    on_policy = "{max_new_tokens: 6}"
+    one, two = (
+        torch.load(run(tmp_path, name, world, on_policy=on_policy, batch=str(batch)) / "last.ckpt", weights_only=True)
+        for name, world in (("one", 1), ("two", 2))
+    )
+    assert one["global_step"] == two["global_step"] > 2
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=2e-5, msg=name)
