@@ -15,6 +15,7 @@ from transformers import (
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 BART = {
     "model_type": "bart",

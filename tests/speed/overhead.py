@@ -68,7 +68,7 @@ class Data(ResumableData):
 class Model(LightningModule):
     def __init__(self, width: int) -> None:
         super().__init__()
-        config = AutoConfig.for_model("gpt2", n_embd=width, n_layer=4, n_head=4, vocab_size=1000, n_positions=256)
+        config = AutoConfig.for_model("gpt2", n_embd=width, n_layer=4, n_head=4, vocab_size=1000, n_positions=1024)
         self.model = AutoModelForCausalLM.from_config(config)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
