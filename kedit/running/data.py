@@ -62,7 +62,10 @@ class ResumableData(LightningDataModule):
     @property
     def accumulated(self) -> int:
         """Batches of this process that make an optimiser step."""
-        return 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+        batches = 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+        if batches < 1:
+            raise DataError(f"trainer.accumulate_grad_batches is {batches}, wanted 1 or more")
+        return batches
 
     @property
     def step_samples(self) -> int:
@@ -76,8 +79,13 @@ class ResumableData(LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Training batches of this process in an epoch: the same in every epoch and on every process."""
-        return self.steps_per_epoch * self.accumulated
+        """Training batches of this process in an epoch: the same in every epoch and on every process.
+
+        As many as there are, or as `trainer.limit_train_batches` says: then each epoch is the beginning of its order.
+        """
+        whole = self.steps_per_epoch * self.accumulated
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
     def share(self, batch: int) -> Share:
         """Which part of which step batch number `batch` of an epoch is, on this process."""
@@ -104,7 +112,8 @@ class ResumableData(LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(states, own)
-        position = {"consumed": self.consumed, "accumulated": self.accumulated, "steps": self.steps_per_epoch}
+        steps = self.batches_per_epoch // self.accumulated
+        position = {"consumed": self.consumed, "accumulated": self.accumulated, "steps": steps}
         return position | {"random": states, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,13 +158,18 @@ class TrainingPosition(Callback):
             checkpoint[DUE] = due
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts batches, too: say the same place in those that are accumulated now."""
+        """Lightning counts batches, too: say the same place in those that are accumulated now, and go on in an epoch that
+        a run left before its end, as at `trainer.max_time`; Lightning would take it for done.
+        """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         data, loops = _resumable(trainer), checkpoint["loops"]["fit_loop"]
         state = checkpoint.get(type(data).__qualname__, {}) if data is not None else {}
         now, then = trainer.accumulate_grad_batches, state.get("accumulated", trainer.accumulate_grad_batches)
-        batches = loops["epoch_loop.batch_progress"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        if state.get("steps") and state["consumed"] % (state["steps"] * then):
+            for counts in (epochs["total"], epochs["current"]):
+                counts["processed"] = counts["completed"] = counts["started"] - 1
         if now != then:
             for counts in (batches["total"], batches["current"]):
                 more = counts["ready"] * now // then - counts["ready"]
@@ -168,12 +182,19 @@ class TrainingPosition(Callback):
             begun["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             begun["total"] = dict(begun["current"])
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            # one that was begun again is counted twice, and Lightning would take the next checkpoint for one within it
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.total.reset()
+            progress.current.reset()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, and so save, between optimiser steps only: what was accumulated is in no checkpoint.
 
         Raises:
-            DataError: the position that was read counts steps of another size; or a step has less samples than batches,
-                or another number of batches later.
+            DataError: the position that was read counts steps of another size; a step has less samples than batches; or
+                an option would have batches that are not of the data's order, or validations within a step.
         """
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise DataError(
@@ -181,21 +202,39 @@ class TrainingPosition(Callback):
                 "trainer.accumulate_grad_batches"
             )
         every, window = trainer.val_check_batch, trainer.accumulate_grad_batches
-        if isinstance(every, int) and every < trainer.num_training_batches:
+        over_epochs = trainer.check_val_every_n_epoch is None
+        if isinstance(every, int) and (over_epochs or every < trainer.num_training_batches):
             trainer.val_check_batch = -(-every // window) * window
-        data = _resumable(trainer)
-        if data is not None and data._steps_then not in (None, data.steps_per_epoch):
+        if window > 1 and _by_clock(trainer):
             raise DataError(
-                f"the checkpoint counts {data._steps_then} steps an epoch, this run has {data.steps_per_epoch}: resume "
-                "with the same data and batch size"
+                "trainer.val_check_interval is a time, which ends within accumulated batches: give a number of batches"
             )
-        if data is not None and window > 1 and data.step_samples < window * trainer.world_size:
+        data = _resumable(trainer)
+        if data is None:
+            return
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise DataError(
+                "trainer.overfit_batches wants the same batches in every epoch, and ours are in another order in each: "
+                "give data of that size"
+            )
+        if data.batches_per_epoch % window and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise DataError(
+                f"trainer.limit_train_batches leaves {data.batches_per_epoch} batches an epoch, wanted a multiple of "
+                f"trainer.accumulate_grad_batches, {window}"
+            )
+        steps = data.batches_per_epoch // window
+        if data._steps_then not in (None, steps):
+            raise DataError(
+                f"the checkpoint counts {data._steps_then} steps an epoch, this run has {steps}: resume with the same "
+                "data and batch size"
+            )
+        if window > 1 and data.step_samples < window * trainer.world_size:
             raise DataError(
                 f"a step has {data.step_samples} samples, too few for {window} accumulated batches on "
                 f"{trainer.world_size} processes: lower trainer.accumulate_grad_batches to "
                 f"{max(1, data.step_samples // trainer.world_size)}, or raise the batch size of the data"
             )
-        if data is not None and data._random is not None:
+        if data._random is not None:
             set_random_state(data._random)  # which a validation begins with, too
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -218,15 +257,18 @@ def validation_due(trainer: Trainer) -> list[Any]:
     counts: Any = loop.batch_progress.current
     at_the_end = trainer.training and counts.ready == counts.processed == counts.completed + 1
     # neither a run that is told to stop, nor one by the clock, nor one with no step left validates there again
-    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
-    if not at_the_end or by_clock or trainer.should_stop or trainer.global_step == trainer.max_steps:
+    if not at_the_end or _by_clock(trainer) or trainer.should_stop or trainer.global_step == trainer.max_steps:
         return []
     fetcher = trainer.fit_loop._data_fetcher
     return _validated_when(trainer) if fetcher is not None and loop._should_check_val_fx(fetcher) else []
 
 
+def _by_clock(trainer: Trainer) -> bool:
+    return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
 def _validated_when(trainer: Trainer) -> list[Any]:
-    when = [trainer.val_check_interval, trainer.check_val_every_n_epoch, trainer.limit_val_batches]
+    when = [getattr(trainer, "val_check_interval", None), trainer.check_val_every_n_epoch, trainer.limit_val_batches]
     return [*when, trainer.accumulate_grad_batches]
 
 
@@ -295,14 +337,15 @@ class BatchLoader:
         self._next = -1
 
     def __len__(self) -> int:
-        return self.data.batches_per_epoch
+        """Batches of a whole epoch: Lightning applies its own limit."""
+        return self.data.steps_per_epoch * self.data.accumulated
 
     def __iter__(self) -> Iterator[Any]:
         # a generator: nothing below runs before the first `next`
         if self._batches is None or self._next != self.data.consumed:
             self._next = self.data.consumed
             self._batches = iter(self._loader(self._next))
-        per_epoch = len(self)
+        per_epoch = self.data.batches_per_epoch
         for _ in range(per_epoch - self._next % per_epoch):
             epoch, number = divmod(self._next, per_epoch)
             start = time.perf_counter()
@@ -329,7 +372,7 @@ class BatchLoader:
         return DataLoader(
             _Batches(self.data),
             batch_size=None,
-            sampler=_Positions(position, len(self)),
+            sampler=_Positions(position, self.data.batches_per_epoch),
             num_workers=self.num_workers,
             collate_fn=_as_is,
             pin_memory=self.pin_memory,

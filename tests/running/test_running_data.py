@@ -4,13 +4,16 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_training import PER_EPOCH, ROWS, Data, StopAt, train
 
+from kedit.editing.sources import DataError
 from kedit.running.data import DUE, BatchLoader, ResumableData, random_state, set_random_state
 from kedit.running.last import StepCheckpoint
 
@@ -165,3 +168,62 @@ def test_a_datamodule_that_makes_no_batches_says_so():
         len(ResumableData().train_dataloader())
     with pytest.raises(NotImplementedError, match="does not make"):
         ResumableData().make_batch(0, 0)
+
+
+@pytest.mark.parametrize("limit", [5, 0.4, 0.999])
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_limited_epoch_is_the_beginning_of_its_order_also_after_a_stop(tmp_path, limit, window):
+    batches = PER_EPOCH * window
+    limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    arguments = {"limit_train_batches": limit, "accumulate_grad_batches": window}
+    if limited % window:
+        with pytest.raises(DataError, match="limit_train_batches leaves .* multiple of"):
+            train(tmp_path, **arguments)
+        return
+    whole = train(tmp_path / "whole", every=1, **arguments)
+    assert len(whole.seen) == 3 * limited
+    step = limited // window + 2
+    first = train(tmp_path / "parts", every=1, callbacks=[StopAt(step)], **arguments)
+    rest = train(tmp_path / "parts", every=1, resume=tmp_path / "parts" / f"step={step}.ckpt", **arguments)
+    assert first.seen + rest.seen == whole.seen
+    assert same(rest, whole)
+    for epoch in range(3):
+        seen = [rows for rows, _ in whole.seen[epoch * limited : (epoch + 1) * limited]]
+        data = Data()
+        data.trainer = SimpleNamespace(accumulate_grad_batches=window, global_rank=0, world_size=1)
+        assert seen == [data.make_batch(epoch, batch).rows for batch in range(limited)]
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_an_epoch_that_was_left_is_gone_on_with(tmp_path, window):
+    """A run that is told to stop, as by max_time, ends an epoch before its end and saves then."""
+    arguments = {"accumulate_grad_batches": window}
+    whole = train(tmp_path / "whole", **arguments)
+    kept = ModelCheckpoint(tmp_path / "parts", "left-{epoch}", mode="max", save_on_train_epoch_end=True)
+    first = train(tmp_path / "parts", callbacks=[StopAt(PER_EPOCH + 5), kept], **arguments)
+    assert len(first.seen) == (PER_EPOCH + 5) * window
+    rest = train(tmp_path / "parts", resume=tmp_path / "parts" / "left-epoch=1.ckpt", **arguments)
+    assert first.seen + rest.seen == whole.seen
+    assert same(rest, whole)
+
+
+def test_a_validation_over_epochs_waits_for_the_end_of_a_step(tmp_path):
+    saved = ModelCheckpoint(tmp_path, "{step}", monitor="val/loss", save_top_k=-1)
+    arguments = {"accumulate_grad_batches": 2, "val_check_interval": 29, "check_val_every_n_epoch": None}
+    train(tmp_path / "run", callbacks=[saved], **arguments)
+    for path in tmp_path.glob("step=*.ckpt"):
+        assert torch.load(path, weights_only=True)["Data"]["consumed"] % 2 == 0
+    assert any(tmp_path.glob("step=*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"overfit_batches": 1}, "same batches in every epoch"),
+        ({"accumulate_grad_batches": 0}, "wanted 1 or more"),
+        ({"val_check_interval": "00:00:00:01", "accumulate_grad_batches": 2}, "is a time"),
+    ],
+)
+def test_what_the_order_of_the_data_does_not_allow_is_refused(tmp_path, arguments, words):
+    with pytest.raises(DataError, match=words):
+        train(tmp_path, **arguments)
