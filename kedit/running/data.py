@@ -87,6 +87,13 @@ class ResumableData(LightningDataModule):
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """What the training batches are made of, by names for the user: kept in checkpoints, and compared by a run that
+        goes on from one. Cheap, for it is asked at every checkpoint.
+        """
+        return {}
+
     def share(self, batch: int) -> Share:
         """Which part of which step batch number `batch` of an epoch is, on this process."""
         return Share(*divmod(batch, self.accumulated), self.accumulated, *self.processes)
@@ -105,7 +112,7 @@ class ResumableData(LightningDataModule):
         """What training needs to go on; loads with `weights_only=True`. Called on every process, for it gathers.
 
         `consumed`: batches trained on since the start, alike on all processes; `random`: one random state per process;
-        `seed`, `accumulated` and `steps` (an epoch's) say what `consumed` means.
+        `seed`, `accumulated`, `steps` (an epoch's) and `trained_on` say what `consumed` means.
         """
         own = _to_save(self._random if self._random is not None else random_state())
         states: list[Any] = [own]
@@ -114,14 +121,14 @@ class ResumableData(LightningDataModule):
             torch.distributed.all_gather_object(states, own)
         steps = self.batches_per_epoch // self.accumulated
         position = {"consumed": self.consumed, "accumulated": self.accumulated, "steps": steps}
-        return position | {"random": states, "seed": self.seed}
+        return position | {"random": states, "seed": self.seed, "trained_on": self.trained_on}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the position up, for training, with any number of processes and accumulated batches.
 
         Raises:
-            DataError: the checkpoint was trained with another seed, so that its held-out data are others; or it was
-                written in the middle of a step.
+            DataError: the checkpoint was trained with another seed, so that its held-out data are others; or on other
+                data; or it was written in the middle of a step.
         """
         if state_dict.get("seed", self.seed) != self.seed:
             raise DataError(
@@ -130,6 +137,12 @@ class ResumableData(LightningDataModule):
             )
         if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
             return  # testing a checkpoint is no resume
+        then, now = state_dict.get("trained_on", {}), self.trained_on
+        if others := [f"{name} ({then[name]}, here {now[name]})" for name in now if then.get(name, now[name]) != now[name]]:
+            raise DataError(
+                f"the checkpoint was trained on other data, by {', '.join(others)}: resume with the same, or begin a run "
+                "of another --run.name"
+            )
         consumed, accumulated = int(state_dict["consumed"]), int(state_dict.get("accumulated", self.accumulated))
         if consumed % accumulated and accumulated != self.accumulated:
             raise DataError(
@@ -158,8 +171,8 @@ class TrainingPosition(Callback):
             checkpoint[DUE] = due
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts batches, too: say the same place in those that are accumulated now, and go on in an epoch that
-        a run left before its end, as at `trainer.max_time`; Lightning would take it for done.
+        """Lightning counts batches, too: say the same place in those that are accumulated now, and within an epoch that a
+        run left before its end, as at `trainer.max_time`; Lightning would take it for done.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return

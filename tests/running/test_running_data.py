@@ -177,7 +177,7 @@ def test_a_limited_epoch_is_the_beginning_of_its_order_also_after_a_stop(tmp_pat
     limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     arguments = {"limit_train_batches": limit, "accumulate_grad_batches": window}
     if limited % window:
-        with pytest.raises(DataError, match="limit_train_batches leaves .* multiple of"):
+        with pytest.raises(DataError, match=r"limit_train_batches leaves .* multiple of"):
             train(tmp_path, **arguments)
         return
     whole = train(tmp_path / "whole", every=1, **arguments)
