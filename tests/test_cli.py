@@ -392,6 +392,47 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_the_checkpoint_before_it(run, 
     assert re.search(r"no space for .*ckpt: .* MiB free .*the newest complete checkpoint is .*step=6.ckpt", text)
 
 
+def test_a_disk_that_was_full_is_named_where_the_error_names_nothing(run, monkeypatch):
+    import tiny_command
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a log's writer does in a thread of its own
+
+    monkeypatch.setattr(tiny_command.TinyModule, "on_train_epoch_end", full)
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0 if "logs" in str(path) else 1 << 40))
+    assert "no space for logs/tiny: 0 MiB free" in error_of(run(*FIT))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1 << 40))
+    assert "no space for checkpoints/other: 1,048,576 MiB free" in error_of(run(*FIT, "--run.name", "other"))
+
+
+def test_a_run_without_checkpoints_trains(run, place):
+    code, _, err = run(*FIT, "--trainer.enable_checkpointing", "false")
+    assert code == 0, err
+    assert not list(place.rglob("*.ckpt"))
+    assert "enable_checkpointing false" in error_of(run(*FIT, "--trainer.barebones", "true", "--run.name", "bare"))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("callbacks", [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/eror"}}],
+         "trainer.callbacks: Early stopping conditioned on metric `val/eror`"),
+        ("val_check_interval", 100, "trainer.val_check_interval: `val_check_interval` (100) must be less"),
+    ],
+    ids=["EarlyStopping", "val_check_interval"],
+)  # fmt: skip
+def test_what_lightning_says_of_a_configuration_is_told_in_a_few_lines(run, part, value, words):
+    change(**{f"trainer__{part}": value})
+    assert words in error_of(run(*FIT))
+
+
+def test_weights_alone_are_not_gone_on_with(run):
+    options = ("--checkpoint.save_weights_only", "true", "--checkpoint.save_last", "false")
+    assert run(*FIT, "--trainer.max_epochs", "1", *options)[0] == 0
+    assert "save_weights_only" in error_of(run(*FIT, *options, "--ckpt_path", "last"))
+
+
 def test_a_run_begun_anew_where_only_its_log_is_left_starts_its_curves_anew(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

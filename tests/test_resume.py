@@ -147,7 +147,7 @@ def test_a_checkpoint_of_a_validation_resumes_exactly_under_accumulation(tmp_pat
 
     capsys.readouterr()
     for option, word in (
-        (["--data.init_args.batch_rows", "5"], "steps an epoch"),
+        (["--data.init_args.batch_rows", "5"], "rows of a step (4, here 5)"),
         (["--seed_everything", "4"], "seed_everything 3"),
     ):
         assert main([*resumed[:3], "--run.name", f"other{option[1]}", *resumed[5:], *option]) == 2

@@ -164,6 +164,12 @@ class DistillModule(EditingModule):
                 "model.on_policy writes sentences, in every process until they end, but in ZeRO stage 3 all processes "
                 "run the model together: take stage 2 or trainer.strategy ddp"
             )
+        if is_fit and self.on_policy and (window := self.trainer.accumulate_grad_batches) != 1:
+            raise DataError(
+                "model.on_policy writes sentences batch by batch, and what a step's batches weigh beside each other is "
+                f"not known before the last: set trainer.accumulate_grad_batches 1 (it is {window}), and lower "
+                "data.batch_sentences where memory is short"
+            )
         model = self.fresh_model()
         if is_fit and self.on_policy is not None and (self.divergence.top_k or self.data.side_by_side):
             raise DataError(
@@ -284,11 +290,12 @@ class DistillModule(EditingModule):
         """The batch with sentences that the student goes on with, and what the teacher says of them."""
         data, numbers = self.data, list(dict.fromkeys(batch.numbers))
         assert data.rows is not None
+        seeds = seeds_of(data.seed, data.consumed // data.accumulated, numbers)
         given = [data.given[data.rows.rows[number].sentence] for number in numbers]
         with self.contest.asking() as model:
             rows = rewritten(
-                model, self.tokenizer, given, self.on_policy or OnPolicy(),
-                seeds_of(data.seed, data.consumed, numbers), data.template, data.positions, self.position_limit,
+                model, self.tokenizer, given, self.on_policy or OnPolicy(), seeds,
+                data.template, data.positions, self.position_limit,
                 data.knowledge.forbidden, [fact.names for fact in data.knowledge.facts],
             )  # fmt: skip
         # a process without rows of its own weighs nothing
@@ -336,13 +343,17 @@ class DistillModule(EditingModule):
         with self.contest.asking() as model:
             if knowledge.probes:
                 scores = self.contest.judge.target(model, self.data.some(knowledge.probes), choices=False)
-                self.log("val/target_nll", float(np.mean(list(scores.target.values()))), prog_bar=True, batch_size=1)
+                self._log_equal("val/target_nll", float(np.mean(list(scores.target.values()))), prog_bar=True)
             some = {name: self.data.some(probes) for name, probes in knowledge.specificity.items()}
             for name, values in self.contest.judge.specificity(
                 model, [fact.id for fact in knowledge.facts], some
             ).items():
                 if values:
-                    self.log(f"val/specificity_nll/{name}", float(np.mean(list(values.values()))), batch_size=1)
+                    self._log_equal(f"val/specificity_nll/{name}", float(np.mean(list(values.values()))))
+
+    def _log_equal(self, name: str, value: float, prog_bar: bool = False) -> None:
+        """Log what is equal on all processes, as their mean is: without it Lightning warns."""
+        self.log(name, value, prog_bar=prog_bar, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: JudgingBatch, batch_idx: int) -> None:
         for way in batch.ways:
@@ -351,7 +362,7 @@ class DistillModule(EditingModule):
     def on_test_epoch_end(self) -> None:
         for key, value in self.contest.results().items():
             if math.isfinite(value):  # an interval of one entity is none
-                self.log(key, value)
+                self._log_equal(key, value)
         self._show_figures()
         self._show_samples("after")
 

@@ -1,5 +1,6 @@
 """A corpus as training rows, held-out rows, and questions: the LightningDataModule of KILM."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from kedit.running.order import epoch_order, step_count, step_items
 
 GROUPED = 256
 """Rows among which batches of like rows are formed."""
+SAMPLED = 256
+"""Documents, at least, whose tokens tell one corpus from another of the same sizes."""
 
 
 @dataclass
@@ -137,6 +140,29 @@ class KilmData(ResumableData):
         return self._corpus
 
     # training ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        return self._trained_on
+
+    @cached_property
+    def _trained_on(self) -> dict[str, str]:
+        if self._corpus is None or not hasattr(self, "train"):
+            return {}
+        rows = self.train.rows
+        digest = hashlib.sha256(np.ascontiguousarray(rows.documents).tobytes() + rows.starts.tobytes())
+        for unit in rows.documents[:: max(1, len(rows.documents) // SAMPLED)]:
+            digest.update(self.corpus.tokens(int(unit)).tobytes())
+        built = self.corpus.manifest
+        return {
+            "data.corpus": ", ".join(f"{built[name]:,} {name}" for name in ("units", "tokens", "mentions")),
+            "data.evaluation.held_out": str(self.evaluation.held_out),
+            "data.infilling": repr(self.infilling),
+            "data.row_tokens": str(self.row_tokens),
+            "data.packing": str(self.packing),
+            "rows of a step": str(self.step_samples),
+            "which documents are in which rows": digest.hexdigest()[:12],
+        }
 
     @property
     def step_samples(self) -> int:

@@ -254,7 +254,9 @@ class KilmModule(EditingModule):
                 {f"{key}{joint}{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
             )
             for name, number in values.items():
-                self.log(name, number.float(), prog_bar=name in ("val/loss", "val/description_exact_match"))
+                shown = name in ("val/loss", "val/description_exact_match")
+                # equal on all processes already, and so is their mean
+                self.log(name, number.float(), prog_bar=shown, sync_dist=True)
         self._start({})
 
     def on_validation_epoch_end(self) -> None:

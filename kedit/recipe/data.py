@@ -1,7 +1,9 @@
 """Edits to train on, a held-out stream to choose the best checkpoint by, and the stream of the test."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
@@ -185,6 +187,27 @@ class RecipeData(ResumableData):
         return questions(self.calibration)
 
     # training ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        return self._trained_on
+
+    @cached_property
+    def _trained_on(self) -> dict[str, str]:
+        if not hasattr(self, "composer"):
+            return {}
+        digest = hashlib.sha256()
+        for edit in self.pool:
+            asked = [(one.group, one.left, one.span, one.right) for one in edit.probes]
+            digest.update(repr((edit.prompt, edit.target, edit.subject, asked)).encode())
+        for text in self.composer.unrelated:
+            digest.update(text.encode() + b"\0")
+        settings = ("batch_edits", "negatives", "unrelated_queries", "reworded", "answer_end", "longest")
+        return {
+            "data.train": f"{len(self.pool):,} edits",
+            **{f"data.{name}": repr(getattr(self, name)) for name in settings},
+            "texts of edits and of data.unrelated": digest.hexdigest()[:12],
+        }
 
     @property
     def step_samples(self) -> int:

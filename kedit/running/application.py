@@ -2,6 +2,7 @@
 every method gets. Knows Lightning; a method comes in by the configuration's `class_path`.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,15 +23,17 @@ from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
 from kedit.running.curves import WholeCurves
-from kedit.running.data import TrainingPosition, lost_worker
+from kedit.running.data import lost_worker
 from kedit.running.directories import make_durable
-from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.errors import fullest, is_out_of_space, space_message
 from kedit.running.estimate import RunEstimate
 from kedit.running.gathered import WholeForJudging
 from kedit.running.guard import FiniteTraining, Guard
 from kedit.running.last import LastCheckpoint, StepCheckpoint
+from kedit.running.lock import only_one
 from kedit.running.parsing import PROGRAM, Parser, restrict_imports
 from kedit.running.places import check_places
+from kedit.running.position import TrainingPosition
 from kedit.running.progress import ParameterCount, progress_bar
 from kedit.running.records import PredictionFile, SavedConfig, flat_hyperparameters, log_hyperparameters, report
 from kedit.running.runs import (
@@ -189,14 +192,20 @@ class Application(LightningCLI):
         if subcommand == "predict" and type(self.model).predict_step is LightningModule.predict_step:
             raise DataError(f"{name} has no predict: test it, or export it and use it as any Hugging Face model")
         try:
-            super()._run_subcommand(subcommand)
+            with contextlib.ExitStack() as stack:
+                if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                    without = stack.enter_context(only_one(self.folder.checkpoints))
+                    if without:
+                        say(f"{self.folder.checkpoints} cannot be locked ({without}): let no other process train there")
+                super()._run_subcommand(subcommand)
         except DataError:
             raise
         except Exception as error:
             if is_out_of_space(error):
                 newest = newest_complete(self.folder.checkpoints)
                 kept = f"; the newest complete checkpoint is {newest}" if newest else ""
-                raise DataError(space_message(_named_file(error) or self.folder.checkpoints, kept)) from error
+                full = _named_file(error) or fullest(self.folder.checkpoints, self.folder.logs)
+                raise DataError(space_message(full, kept)) from error
             if lost := lost_worker(error):
                 raise DataError(lost) from error
             if isinstance(error, ValueError | TypeError) and (part := _in_set_up(error)):
@@ -210,6 +219,19 @@ class Application(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._get(self.config_init, "checkpoint").dirpath = os.path.realpath(self.folder.checkpoints)
         given = self._get(self.config_init, "trainer")
+        if given.get("barebones"):
+            raise DataError(
+                "trainer.barebones true leaves no room for what a run writes: set trainer.logger false, "
+                "trainer.enable_checkpointing false and trainer.enable_progress_bar false instead"
+            )
+        if given.get("enable_checkpointing") is False:
+            self._parser(self.command).callback_keys = []  # our `checkpoint` is one, which the Trainer would refuse
+        for callback in _list(given.get("callbacks")):
+            if isinstance(callback, Checkpoint):
+                raise DataError(
+                    f"trainer.callbacks: {type(callback).__name__} is not for a run, which goes on from what its own "
+                    "one saves: set the keys of `checkpoint` (monitor, every_n_train_steps, save_top_k, ...) instead"
+                )
         if given.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
         guard = FiniteTraining(self._get(self.config_init, "guard"))

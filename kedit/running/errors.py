@@ -11,6 +11,17 @@ from kedit.editing.sources import DataError
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 FULL_TEXT = re.compile(r"no space left|os error 28\b|unexpected pos \d|file too large|disk quota exceeded", re.I)
 """What torch and safetensors say, whose exceptions carry no number."""
+NEARLY_FULL = 16 * 2**20
+"""Bytes free on a disk that is taken for the one that was full, where nothing names it."""
+LIGHTNING = {
+    "Early stopping conditioned on metric": "trainer.callbacks: ",
+    "`val_check_interval` (": "trainer.val_check_interval: ",
+}
+"""What Lightning says of a configuration by exceptions of other kinds, and which option is meant."""
+ONLY_WEIGHTS = (
+    "the checkpoint holds weights only (checkpoint.save_weights_only true), and training cannot go on from it: test or "
+    "export it, or train anew under another --run.name"
+)
 HUB = re.compile(r"couldn't connect|can't load|cannot find|not a local folder|offline mode|is not a valid model", re.I)
 
 
@@ -25,6 +36,10 @@ def told(error: BaseException) -> str | None:
         return _of_the_system(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning, on arguments that do not fit together
         return _short(str(error))
+    if isinstance(error, KeyError) and "checkpoint contains only the model" in str(error):
+        return ONLY_WEIGHTS
+    if isinstance(error, RuntimeError | ValueError):
+        return next((option + _short(str(error)) for text, option in LIGHTNING.items() if text in str(error)), None)
     return None
 
 
@@ -44,11 +59,22 @@ def space_message(path: str | os.PathLike[str], more: str = "") -> str:
         path: the file, which may not exist.
         more: added to the message.
     """
+    free = shutil.disk_usage(_existing(path)).free
+    return f"no space for {path}: {free / 2**20:,.0f} MiB free (or a quota or limit on file sizes is reached){more}"
+
+
+def fullest(*folders: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Of folders on different disks the one that must have been full; the first where none nearly is."""
+    free = {folder: shutil.disk_usage(_existing(folder)).free for folder in folders}
+    least = min(folders, key=lambda folder: free[folder])
+    return least if free[least] < NEARLY_FULL else folders[0]
+
+
+def _existing(path: str | os.PathLike[str]) -> str:
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder).free
-    return f"no space for {path}: {free / 2**20:,.0f} MiB free (or a quota or limit on file sizes is reached){more}"
+    return folder
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

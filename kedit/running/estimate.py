@@ -2,6 +2,7 @@
 module, optimiser and batch say of themselves, and no method.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -67,6 +68,7 @@ class RunEstimate(Callback):
         self._saved: _Saved | None = None
         self._first_step = self._positions = 0
         self._start: tuple[int, float] | None = None
+        self._timed, self._seconds = 0, 0.0
         self._told = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,7 +130,8 @@ class RunEstimate(Callback):
         _print(f"memory of a device, {how}{over}, {optimizer}: {self.memory}{positions}; {gib(room)} GiB are there")
         steps = trainer.estimated_stepping_batches
         batches = trainer.accumulate_grad_batches * trainer.world_size
-        line = f"{steps - trainer.global_step:,.0f} steps"
+        left = steps - trainer.global_step
+        line = f"{left:,.0f} steps" if math.isfinite(left) else "as many steps as there is time for"
         if self._positions:
             line += f" of about {self._positions * batches:,} positions"
         dtype = torch.bfloat16 if shared.half else _plugin_to_compute_dtype(trainer.precision_plugin)
@@ -136,9 +139,9 @@ class RunEstimate(Callback):
         if peak and self._positions:
             flops = training_flops(self._own, self._used.trained + self._used.frozen, self._positions)
             seconds = flops * trainer.accumulate_grad_batches / (peak * TYPICAL_SHARE)
-            left = _clock(seconds * (steps - trainer.global_step))
-            line += f", {left} at {TYPICAL_SHARE:.0%} of the device's {peak / 1e12:,.0f} TFLOP/s"
-        else:
+            time_taken = f"{_clock(seconds * left)} in all" if math.isfinite(left) else f"{seconds:,.3g} s each"
+            line += f", {time_taken} at {TYPICAL_SHARE:.0%} of the device's {peak / 1e12:,.0f} TFLOP/s"
+        elif left > WARMING + TIMED:
             line += f"; how long they take is told after {WARMING + TIMED}"
         _print(line)
         if self._baseline.room < self.memory.total - self._baseline.present:
@@ -160,28 +163,42 @@ class RunEstimate(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = trainer.global_step - self._first_step
-        if done > WARMING + TIMED or not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
+        if self._timed == TIMED or done < WARMING or not self._begun or trainer.fit_loop._should_accumulate():
             return
-        if done == WARMING:
+        if self._start is None:
             self._start = trainer.global_step, _now(trainer)
-        elif done == WARMING + TIMED and self._start is not None:
-            first, since = self._start
-            seconds = (_now(trainer) - since) / (trainer.global_step - first)
-            left = _clock(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
+        elif self._timed + trainer.global_step - self._start[0] == TIMED:
+            self._pause(trainer)
             self._measure()
+            seconds = self._seconds / TIMED
             batches = trainer.accumulate_grad_batches * trainer.world_size
             rates = [f"{seconds:,.3g} s a step"]
             for name in ("positions", "target_tokens"):
                 if count := getattr(batch, name, 0):
                     rates.append(f"about {count * batches / seconds:,.0f} {name.replace('_', ' ')}/s")
-            _print(f"measured over {TIMED} steps: {', '.join(rates)}, {left} left without validation")
+            left = trainer.estimated_stepping_batches - trainer.global_step
+            if math.isfinite(left):
+                rates.append(f"{_clock(seconds * left)} left without validation")
+            _print(f"measured over {TIMED} steps: {', '.join(rates)}")
             _print(self._compared())
+
+    def _pause(self, trainer: Trainer) -> None:
+        """Stop the clock, if it runs."""
+        if self._start is not None:
+            first, since = self._start
+            self._timed += trainer.global_step - first
+            self._seconds += _now(trainer) - since
+            self._start = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._begun and not self._validated:
             self._measure()
             self._validated = True
-        self._start = None
+        self._pause(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._begun and self._timed < TIMED and trainer.global_step - self._first_step >= WARMING:
+            self._start = trainer.global_step, _now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._begun:

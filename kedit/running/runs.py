@@ -101,11 +101,13 @@ def find_checkpoint(folder: RunFolder, wanted: str) -> tuple[Path, list[str]]:
 
     Args:
         folder: the run.
-        wanted: `last` (the newest that is complete), `best` (what the newest complete one remembers as the best), or
-            a path, also one relative to the run's checkpoints.
+        wanted: `last` (the newest that is complete, by the file's time), `best` (what that one remembers as the best),
+            or a path, also one relative to the run's checkpoints.
 
     Returns:
-        The checkpoint, and a note on each newer one that was skipped because it is incomplete.
+        The checkpoint, and a note on each newer one that was skipped because it is incomplete, and on an older one of a
+        later step. Such are left when a run goes on from an earlier checkpoint, and then the newest is right; or else
+        a file was copied or touched.
 
     Raises:
         DataError: there is none, the one named is incomplete, it is no local file, or a newer version wrote it.
@@ -118,10 +120,35 @@ def find_checkpoint(folder: RunFolder, wanted: str) -> tuple[Path, list[str]]:
         if damage:
             skipped.append(f"skipped {path}: {damage}")
             continue
+        if later := _later(folder.checkpoints, path):
+            skipped.append(later)
         path = (_best(path) or path) if wanted == "best" else path
         _check_format(path)
         return path, skipped
     raise DataError("; ".join([f"no complete checkpoint in {folder.checkpoints}", *skipped]))
+
+
+def _later(folder: Path, newest: Path) -> str:
+    """A note on the checkpoint of the latest step, where it is older than the newest complete one; it is not read."""
+    paths = _newest_first(folder)
+    steps = {path: step for path in paths[paths.index(newest) :] if (step := _step(path)) is not None}
+    latest = max(steps, key=lambda path: steps[path], default=newest)
+    if newest not in steps or steps[latest] <= steps[newest]:
+        return ""
+    return (
+        f"{newest} is the newest and of step {steps[newest]}, {latest} is older and of step {steps[latest]}: name that "
+        "by --ckpt_path if it is the one to take"
+    )
+
+
+def _step(path: Path) -> int | None:
+    """A checkpoint's step, by its name where that says it; None where the file is damaged."""
+    if named := re.search(r"(?<![a-z])step=(\d+)", path.name):
+        return int(named[1])
+    try:
+        return step_of(path)
+    except (DataError, OSError, ValueError, TypeError, IndexError):
+        return None
 
 
 def _named(folder: RunFolder, wanted: str) -> Path:

@@ -1,8 +1,9 @@
 """A run that is told to stop (SIGTERM, SIGUSR1), or breaks, saves what it has at the end of an optimiser step. Knows no
 method.
 
-Lightning saves in the middle of a step, under SLURM inside the signal handler; it ends SIGTERM with exit code 0; and it
-asks all processes before every batch whether one was signalled, and waits for the answer.
+Lightning saves in the middle of a step, under SLURM inside the signal handler; it ends SIGTERM with exit code 0; it
+asks all processes before every batch whether one was signalled, and waits for the answer; and outside of training it
+waits in its handler for processes that were not signalled. None of its handlers is installed.
 """
 
 import os
@@ -16,15 +17,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from kedit.running.data import DUE, ResumableData, validation_due
+from kedit.running.data import ResumableData
 from kedit.running.guard import NonFinite
 from kedit.running.last import save_last
 from kedit.running.parsing import PROGRAM
+from kedit.running.position import DUE, validation_due
 
 RESUME = 75
 """Exit code (EX_TEMPFAIL) of a run that was stopped by a signal and has saved where it was."""
@@ -41,6 +44,8 @@ class OrderlyStop(Callback):
     A signal that one process gets counts for all. Which were signalled is summed up while the next step runs, so nobody
     waits for it: a run of several processes stops one step later than a run of one.
 
+    Outside of training there is nothing to save: a signal ends the process at once, and those it launched.
+
     In a validation a run of one process saves and stops after the batch that is judged, and goes on with the whole
     validation; several processes, which may have different numbers of batches, stop at its end.
 
@@ -51,16 +56,32 @@ class OrderlyStop(Callback):
     def __init__(self) -> None:
         self._received = 0
         self._previous: dict[int, Any] = {}
+        self._outside: dict[int, Any] = {}
         self._agreement: Agreement | None = None
         self._boundary: _Boundary | None = None
         self._rolled_back: _Boundary | None = None
         self._step = 0
         self._stepping = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        launcher, process = trainer.strategy.launcher, os.getpid()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if launcher is not None and os.getpid() == process:  # a loader's worker has our handlers
+                launcher.kill(number)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        if getattr(launcher, "procs", None) and not self._outside and _in_main_thread():
+            # elsewhere the system ends the process, also one that waits for others and runs no handler
+            self._outside = {number: signal.signal(number, end) for number in SIGNALS}
+        if self._received:  # while training ended, before this test
+            os.kill(os.getpid(), self._received)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._received = signal.SIGTERM if trainer.received_sigterm else 0
-        if threading.current_thread() is threading.main_thread():
-            # instead of Lightning's, which puts back what was there before both
+        self._received = 0
+        if _in_main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         for callback in trainer.checkpoint_callbacks:
@@ -113,10 +134,17 @@ class OrderlyStop(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._boundary = None  # what breaks from here on, as in a test, is no training
-        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._put_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+        try:
+            self._save_what_is_left(trainer, exception)
+        finally:
+            self._put_back()
+
+    def _save_what_is_left(self, trainer: Trainer, exception: BaseException) -> None:
         boundary = self._boundary
         if (
             not isinstance(exception, Exception)  # a signal, or Ctrl-C, which may come anywhere
@@ -144,6 +172,7 @@ class OrderlyStop(Callback):
     def _stop(self, trainer: Trainer, number: int) -> None:
         name = signal.Signals(number).name
         path = save_last(trainer)
+        _all_end(trainer)
         if trainer.training:
             # Lightning logs a step behind this hook, and a run that goes on does not log it again
             trainer._logger_connector.update_train_step_metrics()
@@ -156,11 +185,23 @@ class OrderlyStop(Callback):
             requeue()
         raise Stopped(RESUME)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
+    def _put_back(self) -> None:
+        for number, handler in [*self._previous.items(), *self._outside.items()]:
             if handler is not None:
                 signal.signal(number, handler)
-        self._previous = {}
+        self._previous, self._outside = {}, {}
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _all_end(trainer: Trainer) -> None:
+    """From here on processes may end in any order: Lightning's observer kills the first when another ended before."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+    trainer.strategy.barrier("stopped")
 
 
 class Agreement:

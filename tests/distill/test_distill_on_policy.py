@@ -131,6 +131,8 @@ def test_the_student_learns_from_what_it_writes(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(configuration(divergence={"top_k": 4})))
     assert main(["fit", "--config", "run.yaml", "--run.name", "top"]) == 2
     assert "divergence.top_k" in capsys.readouterr().err
+    assert main(["fit", "--config", "run.yaml", "--run.name", "sum", "--trainer.accumulate_grad_batches", "2"]) == 2
+    assert "set trainer.accumulate_grad_batches 1 (it is 2)" in capsys.readouterr().err
 
 
 def test_logits_of_the_student_are_not_changed_by_writing(student):

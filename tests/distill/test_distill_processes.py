@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def run(folder: Path, name: str, world: int, **settings: str) -> Path:
     def work(rank: int) -> None:
         os.environ["KEDIT_CACHE"] = str(folder / name)  # nobody finds what another run has computed
         torch.set_num_threads(1)
+        warnings.filterwarnings("error", message=".*sync_dist.*")  # what is logged is equal on all processes
         if code := main(["fit", "--config", f"{name}.yaml"]):
             os._exit(code)
 

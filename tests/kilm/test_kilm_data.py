@@ -25,6 +25,12 @@ def same(one, two):
     )
 
 
+def trainer(rank, world, accumulated):
+    return SimpleNamespace(
+        global_rank=rank, world_size=world, accumulate_grad_batches=accumulated, limit_train_batches=1.0
+    )
+
+
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_a_batch_is_a_function_of_seed_epoch_and_number(world_corpus, family):
     one, two = kilm_data(world_corpus[family]), kilm_data(world_corpus[family])
@@ -49,6 +55,23 @@ def test_every_training_document_once_an_epoch_and_none_held_out(world_corpus, f
     assert len(data.validation_units) == len(data.test_units) == 60
 
 
+def test_a_run_is_resumed_on_what_it_was_trained_on(world_corpus):
+    data = kilm_data(world_corpus["bart"])
+    saved = data.state_dict()
+    kilm_data(world_corpus["bart"], num_workers=1).load_state_dict(saved)
+    for changed, named in (
+        ({"infilling": Infilling(0.2)}, "data.infilling"),
+        ({"evaluation": Evaluation(held_out=61)}, r"held_out \(60, here 61\)"),
+        ({"packing": False}, "data.packing"),
+    ):
+        with pytest.raises(DataError, match=named):
+            kilm_data(world_corpus["bart"], **changed).load_state_dict(saved)
+    other = kilm_data(world_corpus["bart"])
+    other.corpus._tokens = other.corpus._tokens[::-1]
+    with pytest.raises(DataError, match=r"here: which documents are in which rows \("):
+        other.load_state_dict(saved)
+
+
 @pytest.mark.parametrize(("world", "accumulated"), [(2, 1), (4, 1), (8, 1), (3, 2), (2, 4)])
 @pytest.mark.parametrize("size", [{"batch_rows": 9}, {"batch_rows": None, "batch_tokens": 2048}])
 def test_processes_and_accumulated_batches_share_each_step(world_corpus, size, world, accumulated):
@@ -59,7 +82,7 @@ def test_processes_and_accumulated_batches_share_each_step(world_corpus, size, w
         parts, weight = [], 0.0
         for batch in range(step * accumulated, (step + 1) * accumulated):
             for rank in range(world):
-                data.trainer = SimpleNamespace(global_rank=rank, world_size=world, accumulate_grad_batches=accumulated)
+                data.trainer = trainer(rank, world, accumulated)
                 assert data.batches_per_epoch == whole.steps_per_epoch * accumulated
                 parts.append(data.make_batch(1, batch))
                 weight += parts[-1].weight / world
@@ -70,7 +93,7 @@ def test_processes_and_accumulated_batches_share_each_step(world_corpus, size, w
 
 def test_batch_size_in_target_tokens(world_corpus):
     data = kilm_data(world_corpus["bart"], batch_rows=None, batch_tokens=2048)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=2, accumulate_grad_batches=2)
+    data.trainer = trainer(0, 2, 2)
     assert 15 <= data.step_samples <= 18
     t5 = kilm_data(world_corpus["t5"], batch_rows=None, batch_tokens=512)
     tokens = np.mean([t5.make_batch(0, number).target_tokens for number in range(t5.batches_per_epoch - 1)])
@@ -173,7 +196,7 @@ def test_evaluation_is_dealt_out_to_processes(world_corpus):
     whole = data.test_dataloader()[2].items
     parts = []
     for rank in range(2):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, accumulate_grad_batches=1)
+        data.trainer = trainer(rank, 2, 1)
         parts.append(data.test_dataloader()[2].items)
     assert [m.question.text for m in whole[::2]] == [m.question.text for m in parts[0]]
     assert len(parts[0]) + len(parts[1]) == len(whole)

@@ -12,7 +12,7 @@ from kedit.kilm.infilling import Infilling
 from kedit.kilm.loss import ClassWeights
 from kedit.lm.backbones import Backbone, load_seq2seq, save_skeleton
 from kedit.lm.optim import Schedule
-from kedit.running.data import TrainingPosition
+from kedit.running.position import TrainingPosition
 
 
 class Towns(MentionSource):

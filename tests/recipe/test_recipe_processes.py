@@ -29,7 +29,7 @@ from kedit.recipe.prefix import PrefixedModel
 from kedit.recipe.processes import Alone, Together
 from kedit.recipe.texts import TextEncoder
 from kedit.recipe.unedited import Unedited
-from kedit.running.data import TrainingPosition
+from kedit.running.position import TrainingPosition
 
 sys.path.append(str(Path(__file__).parents[1] / "running"))
 from two_processes import in_processes
@@ -63,13 +63,26 @@ def recipe_data(model, reads_target=False, **options):
 
 def trainer(rank, world, accumulated, module):
     return SimpleNamespace(
-        global_rank=rank, world_size=world, accumulate_grad_batches=accumulated, lightning_module=module
+        global_rank=rank,
+        world_size=world,
+        accumulate_grad_batches=accumulated,
+        lightning_module=module,
+        limit_train_batches=1.0,
     )
 
 
 def as_process(data, rank, world, accumulated=1):
     data.trainer = trainer(rank, world, accumulated, data.module)
     return data
+
+
+def test_a_run_is_resumed_on_what_it_was_trained_on(model, monkeypatch):
+    saved = recipe_data(model).trained_on
+    assert recipe_data(model).trained_on == saved
+    assert len({tuple(saved.items()), tuple(recipe_data(model, negatives=5).trained_on.items())}) == 2
+    monkeypatch.setattr(tiny_edits, "TOWNS", ("Velmar", "Padri", "Orsan"))
+    other = recipe_data(model).trained_on
+    assert [name for name in saved if other[name] != saved[name]] == ["texts of edits and of data.unrelated"]
 
 
 def texts_of(batch):

@@ -17,7 +17,7 @@ from tiny_training import Data, Model
 from kedit.cli import main
 from kedit.editing.sources import DataError
 from kedit.running.curves import WholeCurves
-from kedit.running.data import TrainingPosition
+from kedit.running.position import TrainingPosition
 from kedit.running.runs import Run, existing_run, find_checkpoint
 from kedit.running.stamp import Stamp
 

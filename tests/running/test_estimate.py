@@ -14,7 +14,6 @@ from torch import nn
 
 from kedit.lm.activations import Kept, activation_bytes
 from kedit.running import memory as module
-from kedit.running.data import TrainingPosition
 from kedit.running.estimate import RunEstimate, _Saved
 from kedit.running.memory import (
     GIB,
@@ -29,6 +28,7 @@ from kedit.running.memory import (
     sizes,
     standing_memory,
 )
+from kedit.running.position import TrainingPosition
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 N = 8e9
@@ -66,6 +66,37 @@ def test_a_run_says_what_it_will_take_and_what_it_took(tmp_path, capsys):
     assert 4 * 4 * (8 + 16) <= told.memory.activations <= 4 * 4 * (8 + 3 * 16 + 8)
     row = next(row for row in logger.rows if "run/memory_measured_gib" in row)
     assert row["run/memory_estimated_gib"] * GIB == pytest.approx(told.memory.total)
+
+
+def estimated(tmp_path, capsys, **arguments) -> list[str]:
+    trainer = Trainer(
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=False,
+        enable_checkpointing=False, default_root_dir=tmp_path, callbacks=[TrainingPosition(), RunEstimate()],
+        **arguments,
+    )  # fmt: skip
+    trainer.fit(Unscheduled(), datamodule=Sized())
+    return capsys.readouterr().out.splitlines()
+
+
+class Unscheduled(Model):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+
+def test_validations_do_not_keep_the_speed_from_being_told(tmp_path, capsys):
+    lines = estimated(tmp_path, capsys, max_epochs=1, val_check_interval=3)
+    assert sum(line.startswith("measured over 5 steps") for line in lines) == 1
+
+
+def test_without_a_number_of_steps_no_time_left_is_told(tmp_path, capsys):
+    lines = estimated(tmp_path, capsys, max_epochs=-1, max_time={"seconds": 1})
+    assert lines[1].startswith("as many steps as there is time for of about 50 positions; how long")
+    (measured,) = [line for line in lines if line.startswith("measured over 5 steps")]
+    assert "left" not in measured
+
+
+def test_a_run_that_is_over_before_it_is_timed_promises_nothing(tmp_path, capsys):
+    assert estimated(tmp_path, capsys, max_steps=3)[1] == "3 steps of about 50 positions"
 
 
 def test_counting_what_is_kept_changes_no_number_and_keeps_nothing_alive():

@@ -20,9 +20,9 @@ from tiny_training import PER_EPOCH, Data, Model
 
 from kedit.editing.sources import DataError
 from kedit.running import guard as module
-from kedit.running.data import TrainingPosition
 from kedit.running.errors import told
 from kedit.running.guard import FiniteTraining, Guard, NonFinite
+from kedit.running.position import TrainingPosition
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 NAN, INF = float("nan"), float("inf")

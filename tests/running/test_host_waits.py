@@ -9,10 +9,10 @@ from tiny_training import PER_EPOCH, Data, Model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kedit.running.curves import WholeCurves
-from kedit.running.data import TrainingPosition
 from kedit.running.estimate import RunEstimate
 from kedit.running.guard import FiniteTraining
 from kedit.running.last import LastCheckpoint
+from kedit.running.position import TrainingPosition
 from kedit.running.progress import PlainProgress
 from kedit.running.signals import OrderlyStop
 from kedit.running.stamp import Stamp

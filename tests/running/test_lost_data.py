@@ -138,3 +138,15 @@ def test_a_unit_that_is_damaged_while_a_run_reads_it_stops_the_run_with_its_batc
     np.load(folder / "tokens.npy", mmap_mode="r+")[:] = 60_000
     with pytest.raises(DataError, match=r"batch 0 of epoch 0 cannot be made: .*tokens\.npy: unit \d+ holds token"):
         next(iter(data.train_dataloader()))
+
+
+def test_a_signal_to_all_processes_costs_no_worker():
+    data = Data(num_workers=2)
+    loader = BatchLoader(data, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    for worker in loader._batches._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGUSR1)
+    assert [batch.rows for batch in batches] == [data.make_batch(0, number).rows for number in range(1, len(loader))]
+    assert all(worker.is_alive() for worker in loader._batches._workers)

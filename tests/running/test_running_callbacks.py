@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny_training import PER_EPOCH, Data, Model
 
 from kedit.running import pace
-from kedit.running.data import TrainingPosition
 from kedit.running.pace import Pace, track
+from kedit.running.position import TrainingPosition
 from kedit.running.progress import PlainProgress, progress_bar
 from kedit.running.throughput import GradientNorm, TrainingThroughput
 

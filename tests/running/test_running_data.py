@@ -14,8 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_training import PER_EPOCH, ROWS, Data, StopAt, train
 
 from kedit.editing.sources import DataError
-from kedit.running.data import DUE, BatchLoader, ResumableData, random_state, set_random_state
+from kedit.running.data import BatchLoader, ResumableData, random_state, set_random_state
 from kedit.running.last import StepCheckpoint
+from kedit.running.position import DUE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

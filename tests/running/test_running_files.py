@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_the_best_checkpoint_is_looked_for_where_the_run_lies_now(tmp_path):
     assert incomplete(tmp_path / "moved" / "zzz.ckpt") == "the file it links to is gone"
     with pytest.raises(DataError, match="no such file"):
         find_checkpoint(existing_run(run), "gone.ckpt")
+
+
+def test_an_older_file_of_a_later_step_is_told_of(tmp_path):
+    run = existing_run(Run("copied", False, str(tmp_path), str(tmp_path / "logs")))
+    later, last = checkpoint(run.checkpoints / "step=9.ckpt"), checkpoint(run.checkpoints / "last.ckpt")  # of step 3
+    os.utime(later, ns=(0, last.stat().st_mtime_ns - 10**9))
+    found, (note,) = find_checkpoint(run, "last")
+    assert found == last
+    assert f"{last} is the newest and of step 3, {later} is older and of step 9: name that by --ckpt_path" in note
+    os.utime(later)
+    assert find_checkpoint(run, "last") == (later, [])
 
 
 def test_a_checkpoint_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -5,18 +5,22 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny_training import PER_EPOCH, Data, Model
+from two_processes import in_processes
 
-from kedit.running.data import TrainingPosition
 from kedit.running.guard import NonFinite
+from kedit.running.position import TrainingPosition
 from kedit.running.signals import Agreement, OrderlyStop, Stopped, requeue
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -311,6 +315,61 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, whole, st
         assert rest[rank][0]["error"] == "None"
         assert first[rank][0]["seen"] + rest[rank][0]["seen"] == whole[rank][0]["seen"]
         assert all(map(torch.equal, rest[rank][1].values(), whole[rank][1].values()))
+
+
+def test_before_training_a_signal_ends_its_process_and_the_other_does_not_wait_for_it(tmp_path):
+    class InSanityCheck(Callback):
+        def on_validation_batch_start(self, trainer, *_) -> None:
+            if trainer.sanity_checking and trainer.global_rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(rank: int) -> None:
+        ended = fit(tmp_path, InSanityCheck(), strategy="ddp", devices=2).ended
+        os._exit(3 if isinstance(ended, RuntimeError) else 0)
+
+    assert in_processes(work) == [3, -signal.SIGTERM]
+
+
+def test_who_launched_the_others_ends_them_with_itself(tmp_path):
+    def work(rank: int) -> None:
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        child = subprocess.Popen(["sleep", "60"])
+        trainer.strategy._launcher = SimpleNamespace(procs=[child], kill=child.send_signal)
+        (tmp_path / "child").write_text(str(child.pid))
+        OrderlyStop().setup(trainer, Model(), "fit")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert in_processes(work, 1) == [-signal.SIGUSR1]
+    child = Path("/proc") / (tmp_path / "child").read_text() / "stat"
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_a_signal_while_training_ends_lets_it_save_and_ends_the_test_that_follows(tmp_path):
+    class AtTheEnd(Callback):
+        def on_train_end(self, *_) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(rank: int) -> None:
+        made = fit(tmp_path, AtTheEnd())
+        (tmp_path / "ended").write_text(repr(made.ended))
+        made.trained_by.validate(made, datamodule=Data(), verbose=False)
+
+    assert in_processes(work, 1) == [-signal.SIGTERM]
+    assert (tmp_path / "ended").read_text() == "None"
+
+
+def test_when_all_have_saved_the_first_is_not_killed_for_the_others_end(tmp_path, monkeypatch):
+    child = subprocess.Popen(["sh", "-c", "exit 75"])
+    child.wait()
+    observer = _ChildProcessObserver(os.getpid(), [child], sleep_period=0)
+    killed = []
+    monkeypatch.setattr(observer, "_terminate_all", lambda: killed.append(1))
+    assert observer._run()
+    assert killed == [1]
+    monkeypatch.setattr("threading.enumerate", lambda: [observer])
+    assert fit(tmp_path, At(3, send(signal.SIGTERM))).ended.code == 75
+    assert observer._run()
+    assert killed == [1]
 
 
 def test_an_agreement_is_known_one_round_later(tmp_path):

@@ -15,8 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from kedit.running.data import ResumableData, TrainingPosition
+from kedit.running.data import ResumableData
 from kedit.running.order import epoch_order, step_count, step_items
+from kedit.running.position import TrainingPosition
 
 ROWS, BATCH, EPOCHS = 46, 4, 3
 PER_EPOCH = step_count(ROWS, BATCH)

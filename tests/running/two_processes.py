@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_training import Data, Model
 
-from kedit.running.data import TrainingPosition
 from kedit.running.directories import make_durable
+from kedit.running.position import TrainingPosition
 from kedit.running.signals import OrderlyStop
 
 

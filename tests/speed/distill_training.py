@@ -35,7 +35,7 @@ from kedit.distill.plan import Protocol
 from kedit.lm.adapters import Lora
 from kedit.lm.backbones import Backbone
 from kedit.lm.tokenizers import train_tokenizer
-from kedit.running.data import TrainingPosition
+from kedit.running.position import TrainingPosition
 
 
 @dataclass(frozen=True)

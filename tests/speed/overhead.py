@@ -25,10 +25,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kedit.running.curves import WholeCurves
-from kedit.running.data import ResumableData, TrainingPosition
+from kedit.running.data import ResumableData
 from kedit.running.estimate import RunEstimate
 from kedit.running.guard import FiniteTraining
 from kedit.running.last import LastCheckpoint
+from kedit.running.position import TrainingPosition
 from kedit.running.progress import PlainProgress
 from kedit.running.signals import OrderlyStop
 from kedit.running.stamp import Stamp
