@@ -102,13 +102,7 @@ class OrderlyStop(Callback):
         if trainer.global_step == self._step:
             return  # in the middle of an accumulation
         self._step = trainer.global_step
-        if trainer.world_size == 1:
-            self._boundary = _Boundary(trainer)
-        number = self._received
-        if self._agreement is not None:
-            number = self._agreement.answer()
-            self._agreement.ask(self._received)
-        if number:
+        if number := self._signalled(trainer):
             self._stop(trainer, number)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -120,17 +114,21 @@ class OrderlyStop(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if trainer.world_size == 1:
-            self._boundary = _Boundary(trainer)
-        number = self._received
-        if self._agreement is not None:
-            number = self._agreement.answer()
-            self._agreement.ask(self._received)
-            number = max(number, self._agreement.answer())
-        if number:
+        if number := self._signalled(trainer, now=True):
             for callback in trainer.checkpoint_callbacks:  # it may be the best so far; they come after us
                 callback.on_validation_end(trainer, pl_module)
             self._stop(trainer, number)
+
+    def _signalled(self, trainer: Trainer, now: bool = False) -> int:
+        """Where a run may stop, the signal by which it should, 0 for none: of several processes, what any had got when
+        this was asked before, or with `now`, waiting for the others, what any has got.
+        """
+        if self._agreement is None:
+            self._boundary = _Boundary(trainer)
+            return self._received
+        number = self._agreement.answer()
+        self._agreement.ask(self._received)
+        return max(number, self._agreement.answer()) if now else number
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._boundary = None  # what breaks from here on, as in a test, is no training
