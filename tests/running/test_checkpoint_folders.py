@@ -96,6 +96,12 @@ def test_deepspeed_takes_up_only_what_this_run_wrote_as_it_wrote_it(tmp_path):
     assert "checkpoint/extra.pt is not of it" in ended(last)
 
 
+def steps(processes) -> list[list[int]]:
+    """The rows of each step, of all processes."""
+    seen = [[rows for rows, _ in diary] for diary, _ in processes]
+    return [sorted(row for rows in step for row in rows) for step in zip(*seen, strict=True)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("wrote", "goes_on"), [((2, 2), (1, 2)), ((1, 2), (2, 1)), ((2, 3), (1, 3))])
 def test_a_converted_folder_goes_on_with_other_processes(tmp_path, capsys, wrote, goes_on):
@@ -109,10 +115,9 @@ def test_a_converted_folder_goes_on_with_other_processes(tmp_path, capsys, wrote
     run = existing_run(Run("parts", False, str(tmp_path), str(tmp_path / "logs")))
     assert find_checkpoint(run, "last") == (converted, [])
     rest = train(tmp_path / "parts", lambda: zero(stage_now), resume=converted, world=world_now)
-    assert rest[0][1] == ""
-    assert [rows for rows, _ in rest[0][0]] == [rows for rows, _ in whole[0][0][8:]]
-    for (_, loss), (_, expected) in zip(rest[0][0], whole[0][0][8:], strict=True):
-        assert abs(loss - expected) < 1e-5
+    assert [ended for _, ended in rest] == [""] * world_now
+    # the samples of each step; losses and weights are compared in test_deepspeed.py, where they are means over samples
+    assert steps(rest) == steps(whole)[8:]
     with pytest.raises(DataError, match="for any number of processes already"):
         convert(converted)
 
