@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kedit.editing.sources import DataError
 from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.files import sync
 
 
 def raw(tensor: Tensor) -> Any:
@@ -67,9 +68,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if not is_out_of_space(error):
@@ -119,11 +120,3 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(raw(tensor))
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

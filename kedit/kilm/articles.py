@@ -20,6 +20,7 @@ from kedit.kilm.description import describe
 from kedit.kilm.markup import DISAMBIGUATED, DISAMBIGUATIONS
 from kedit.kilm.wikipedia import Page, Part, pages
 from kedit.kilm.wikitext import Clean, ParserError, Setting, clean, normalise_title
+from kedit.running.files import sync
 
 SCHEMA = pa.schema(
     {
@@ -110,17 +111,9 @@ def partial(path: Path) -> Path:
 def settle(beside: Path, path: Path) -> None:
     """Give a finished file or folder its name, so that it is there whole or not at all."""
     for inner in [*beside.rglob("*"), beside]:
-        _sync(inner)
+        sync(inner)
     os.replace(beside, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def counts_of(path: Path) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from kedit.recipe.segments import (
     Stretch,
     create_keys,
     key_path,
-    sync_folder,
 )
 from kedit.recipe.tables import (
     COLUMNS,
@@ -51,6 +50,7 @@ from kedit.recipe.tables import (
     texts_of,
 )
 from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.files import sync
 
 FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_SHMSIZE"}
 
@@ -176,7 +176,7 @@ class Repository(StoredEdits):
             for statement in filter(str.strip, SCHEMA.split(";")):
                 database.execute(statement)
             database.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in meta.items()])
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def add(
         self, edits: Sequence[Edit], keys_ND: Any, source: str | None = None, created: Sequence[str] | None = None

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from kedit.editing.sources import DataError
+from kedit.running.files import sync
 
 MAGIC, VERSION = b"kedit-keys\n", 1
 HEADER = struct.Struct("<12sI16sII8sI")
@@ -74,16 +75,7 @@ def create_keys(path: Path, stamp: Stamp) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 class KeyFile:

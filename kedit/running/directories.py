@@ -31,9 +31,9 @@ from kedit.running.durable import (
     settle,
     size_of,
     sync_file,
-    sync_folder,
 )
 from kedit.running.errors import is_out_of_space, space_message
+from kedit.running.files import sync
 from kedit.running.manifest import checksums, contents, file_damage, read_manifest, write_manifest
 from kedit.running.runs import incomplete, state_of
 from kedit.running.shards import plain_values_only
@@ -140,7 +140,7 @@ class _CommittedFolders(ParallelStrategy):
         size = FIRST_BYTES * self._weights() if last is None else size_of(last)
         require_space(path, size, lambda: kept_message(path.parent))
         partial_of(path).mkdir()
-        sync_folder(path.parent)
+        sync(path.parent)
 
     def _weights(self) -> int:
         module = self.lightning_module
@@ -168,7 +168,7 @@ class _CommittedFolders(ParallelStrategy):
 
     def _commit(self, partial: Path, path: Path, shares: list[Any], facts: dict[str, Any]) -> None:
         for part in {entry for entry in partial.rglob("*") if entry.is_dir()} | {partial}:
-            sync_folder(part)
+            sync(part)
         write_manifest(partial, {name: file for share in shares for name, file in share.items()}, facts)
         commit(partial, path)
         if isinstance(self.checkpoint_io, DurableCheckpointIO):

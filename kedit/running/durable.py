@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kedit.editing.sources import DataError
+from kedit.running.files import sync
 
 SUFFIX = ".ckpt"
 MANIFEST = "MANIFEST.json"
@@ -32,7 +33,7 @@ def commit(partial: Path, path: Path) -> None:
     if aside:
         os.rename(path, old)
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
     if aside:
         remove(old)
 
@@ -79,15 +80,6 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's names to disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def require_space(path: Path, size: float, kept: Callable[[], str]) -> None:

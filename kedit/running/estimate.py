@@ -32,7 +32,7 @@ from kedit.running.memory import (
     sizes,
     standing_memory,
 )
-from kedit.running.pace import _clock
+from kedit.running.pace import clock
 
 WARMING, TIMED = 2, 5
 """Optimiser steps before timing begins, and those that are timed."""
@@ -139,7 +139,7 @@ class RunEstimate(Callback):
         if peak and self._positions:
             flops = training_flops(self._own, self._used.trained + self._used.frozen, self._positions)
             seconds = flops * trainer.accumulate_grad_batches / (peak * TYPICAL_SHARE)
-            time_taken = f"{_clock(seconds * left)} in all" if math.isfinite(left) else f"{seconds:,.3g} s each"
+            time_taken = f"{clock(seconds * left)} in all" if math.isfinite(left) else f"{seconds:,.3g} s each"
             line += f", {time_taken} at {TYPICAL_SHARE:.0%} of the device's {peak / 1e12:,.0f} TFLOP/s"
         elif left > WARMING + TIMED:
             line += f"; how long they take is told after {WARMING + TIMED}"
@@ -178,7 +178,7 @@ class RunEstimate(Callback):
                     rates.append(f"about {count * batches / seconds:,.0f} {name.replace('_', ' ')}/s")
             left = trainer.estimated_stepping_batches - trainer.global_step
             if math.isfinite(left):
-                rates.append(f"{_clock(seconds * left)} left without validation")
+                rates.append(f"{clock(seconds * left)} left without validation")
             _print(f"measured over {TIMED} steps: {', '.join(rates)}")
             _print(self._compared())
 

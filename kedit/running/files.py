@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and on disk."""
 
 import os
 from pathlib import Path
@@ -10,3 +10,12 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two runs may write the same
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def sync(path: Path) -> None:
+    """Force a file's contents, or a folder's names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kedit.running.durable import MANIFEST, sync_file, sync_folder
+from kedit.running.durable import MANIFEST, sync_file
+from kedit.running.files import sync
 
 CHUNK = 16 * 2**20
 FORMAT = 1
@@ -118,7 +119,7 @@ def write_manifest(folder: Path, files: Mapping[str, Mapping[str, int | str]], f
     partial.write_text(text + "\n", encoding="utf-8")
     sync_file(partial)
     os.replace(partial, folder / MANIFEST)
-    sync_folder(folder)
+    sync(folder)
 
 
 def _names(folder: Path) -> list[str]:

@@ -58,11 +58,12 @@ class Pace:
             parts = [f"{self.what}: {self._done:,} of {self.total:,} {self.unit} ({self._done / self.total:.0%})"]
         parts.append(f"{rate:,.3g} {self.unit}/s" if rate < 1000 else f"{rate:,.0f} {self.unit}/s")
         if self.total is not None and rate > 0:
-            parts.append(f"{_clock((self.total - self._done) / rate)} left")
+            parts.append(f"{clock((self.total - self._done) / rate)} left")
         return ", ".join([*parts, more] if more else parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as in 2:05, or 1:02:05."""
     minutes, second = divmod(int(max(seconds, 0)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -389,7 +389,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing_cut(model, tokenizer, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parts_file, "_sync", full)
+    monkeypatch.setattr(parts_file, "sync", full)
     with pytest.raises(DataError, match=r"no space for .*000000.safetensors.* set KEDIT_CACHE"):
         CachedTeacher(model, tokenizer, rows)
     assert [path.name for path in (cache / "teacher").rglob("*") if path.is_file()] in ([], ["lock"])
@@ -397,7 +397,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing_cut(model, tokenizer, 
     def broken(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(parts_file, "_sync", broken)
+    monkeypatch.setattr(parts_file, "sync", broken)
     with pytest.raises(PermissionError):
         CachedTeacher(model, tokenizer, rows)
 

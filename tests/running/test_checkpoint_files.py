@@ -157,7 +157,7 @@ def test_wherever_a_kill_hits_a_commit_one_of_the_two_is_found(tmp_path, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(durable.os, "rename", counted(durable.os.rename))
             patch.setattr(durable.os, "replace", counted(durable.os.replace))
-            patch.setattr(durable, "sync_folder", counted(durable.sync_folder))
+            patch.setattr(durable, "sync", counted(durable.sync))
             patch.setattr(durable.shutil, "rmtree", counted(durable.shutil.rmtree))
             try:
                 commit(partial, path)
