@@ -23,7 +23,6 @@ from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
 from kedit.running.curves import WholeCurves
-from kedit.running.data import lost_worker
 from kedit.running.directories import make_durable
 from kedit.running.errors import fullest, is_out_of_space, space_message
 from kedit.running.estimate import RunEstimate
@@ -49,6 +48,7 @@ from kedit.running.runs import (
 from kedit.running.signals import OrderlyStop
 from kedit.running.stamp import Stamp
 from kedit.running.throughput import GradientNorm, TrainingThroughput
+from kedit.running.workers import lost_worker
 
 # what a checkpoint may contain, what is returned and how it is printed is not for a configuration to say
 FIXED = {"weights_only", "return_predictions", "verbose"}

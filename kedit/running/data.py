@@ -7,8 +7,6 @@ function of that integer. Knows nothing of any method.
 
 import os
 import random
-import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,9 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedit.editing.sources import DataError
 from kedit.running.order import Share
-
-LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
-"""What torch says of a worker that died, wherever the training process was when the signal came."""
+from kedit.running.workers import adopt, dead_worker, deaf, lost_worker, watched
 
 
 class ResumableData(LightningDataModule):
@@ -223,14 +219,16 @@ class BatchLoader:
         if self._batches is None or self._next != self.data.consumed:
             self._next = self.data.consumed
             self._batches = iter(self._loader(self._next))
+            adopt(self._batches)
         per_epoch = self.data.batches_per_epoch
         for _ in range(per_epoch - self._next % per_epoch):
             epoch, number = divmod(self._next, per_epoch)
             start = time.perf_counter()
             try:
-                batch = next(self._batches)
-            except RuntimeError as error:
-                if not (lost := lost_worker(error)):
+                with watched():
+                    batch = next(self._batches)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not (lost := lost_worker(error) or (dead_worker() if self.num_workers else "")):
                     raise
                 raise DataError(f"batch {number} of epoch {epoch} was not made: {lost}") from error
             self.data.waited += time.perf_counter() - start
@@ -254,7 +252,7 @@ class BatchLoader:
             num_workers=self.num_workers,
             collate_fn=_as_is,
             pin_memory=self.pin_memory,
-            worker_init_fn=_deaf,
+            worker_init_fn=deaf,
             # its own, for a DataLoader draws its workers' seed from the global generator otherwise
             generator=torch.Generator(),
             # a datamodule that holds a trainer cannot be pickled
@@ -294,23 +292,6 @@ class _Failed(NamedTuple):
     """Stands for a batch whose data are missing or damaged."""
 
     reason: str
-
-
-def lost_worker(error: BaseException) -> str:
-    """What to tell of a process that made batches and was killed; empty where the exception says nothing of that."""
-    if not (found := LOST.search(str(error))):
-        return ""
-    how = f"was killed ({found[2].strip()})" if found[2] else "was killed or ended"
-    return (
-        f"the process {found[1].strip()} that makes batches {how}, as happens where memory is short: lower "
-        "data.num_workers, and go on by --ckpt_path last"
-    )
-
-
-def _deaf(worker: int) -> None:
-    """What stops a run is for its main process: sent to all, it would cost the run a worker before it can save."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

@@ -30,7 +30,7 @@ def told(error: BaseException) -> str | None:
     if isinstance(error, DataError):
         return _short(str(error))
     if is_out_of_space(error):
-        name = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), None)
+        name = next((e.filename for e in chain(error) if isinstance(e, OSError) and e.filename), None)
         return f"no space left on the device{f' for {name}' if name else ''}"
     if isinstance(error, OSError):
         return _of_the_system(error)
@@ -48,7 +48,7 @@ def is_out_of_space(error: BaseException) -> bool:
     return any(
         (isinstance(e, OSError) and e.errno in FULL)
         or (not isinstance(e, ValueError | TypeError) and FULL_TEXT.search(str(e)) is not None)
-        for e in _chain(error)
+        for e in chain(error)
     )
 
 
@@ -77,7 +77,8 @@ def _existing(path: str | os.PathLike[str]) -> str:
     return folder
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those behind it, the last first."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

@@ -3,6 +3,9 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  its logger keeps the stderr it finds when it is imported
@@ -16,7 +19,8 @@ from tiny_training import Data
 from kedit.cli import main
 from kedit.editing.sources import DataError
 from kedit.kilm.corpus import Corpus
-from kedit.running.data import BatchLoader, lost_worker
+from kedit.running.data import BatchLoader
+from kedit.running.workers import lost_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -91,20 +95,55 @@ def test_an_error_of_our_own_keeps_its_traceback_and_says_in_which_batch(fit):
     assert "in making batch 3 of epoch 1" in text
 
 
-def test_a_worker_killed_while_nothing_is_asked_of_it():
+def test_the_death_of_a_worker_is_told_when_a_batch_is_asked_for_and_nowhere_else():
     loader = BatchLoader(Data(), num_workers=2)
     batches = iter(loader)
     next(batches)
-    said = ""
-    try:
-        os.kill(loader._batches._workers[1].pid, signal.SIGKILL)
-        list(batches)
-    except DataError as error:
-        said = str(error)
-    except RuntimeError as error:  # torch says it from its signal handler, if that comes first
-        said = lost_worker(error)
-    assert "that makes batches was killed" in said
+    dead, other = loader._batches._workers
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.join()
+    time.sleep(0.2)  # where the exception came before
+    with pytest.raises(
+        DataError, match=f"of epoch 0 was not made: the process {dead.pid} that makes batches was killed"
+    ):
+        next(batches)
+    assert other.is_alive()
     assert lost_worker(ValueError("else")) == ""
+
+
+def test_what_a_dying_worker_leaves_half_sent_is_told_as_its_death(monkeypatch):
+    loader = BatchLoader(Data(), num_workers=1)
+    batches = iter(loader)
+    next(batches)
+
+    def cut_off(*_):
+        os.kill(loader._batches._workers[0].pid, signal.SIGKILL)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(type(loader._batches), "__next__", cut_off)
+    with pytest.raises(DataError, match="that makes batches was killed"):
+        next(batches)
+
+
+ABANDONED = """
+import os, signal, sys
+from tiny_training import Data
+from kedit.running.data import BatchLoader
+loader = BatchLoader(Data(), num_workers=2)
+batches = iter(loader)
+next(batches)
+os.kill(loader._batches._workers[1].pid, signal.SIGKILL)
+try:
+    list(batches)
+except Exception as error:
+    sys.kept = error  # as a traceback keeps what it shows
+"""
+
+
+def test_a_process_whose_worker_was_killed_ends():
+    tests = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    assert subprocess.run([sys.executable, "-c", ABANDONED], env=environment, timeout=120).returncode == 0
 
 
 def other(folder: Path, corpus: str, name: str, place: tuple, value: int) -> Path:
