@@ -4,8 +4,8 @@ from typing import Any
 
 from kedit.benchmarks.edit_tables import EditTable
 from kedit.editing.edits import Edit, probe
+from kedit.editing.problems import BadInput
 from kedit.editing.records import fields, strings
-from kedit.editing.sources import DataError
 
 
 class CounterFact(EditTable):
@@ -50,18 +50,20 @@ class CounterFact(EditTable):
         rewrite, paraphrases, neighbours = fields(
             record, where, requested_rewrite=dict, paraphrase_prompts=list, neighborhood_prompts=list
         )
+        (attributes,) = fields({"attribute_prompts": []} | record, where, attribute_prompts=list)
         place = f"{where}, requested_rewrite"
         template, subject, new, true = fields(
             rewrite, place, prompt=str, subject=str, target_new=dict, target_true=dict
         )
         (target,), (old,) = fields(new, f"{place}.target_new", str=str), fields(true, f"{place}.target_true", str=str)
         if template.count("{}") != 1:
-            raise DataError(f"{place}: 'prompt' is {template!r}, wanted one {{}} in it, where the subject stands")
+            what = f"'prompt' is {template[:80]!r}, wanted one {{}} in it"
+            raise BadInput(place, what, "put {} where the subject stands, once", "prompt")
         id = str(record.get("case_id", number))
         asked = (
             ("generality/rephrase", "paraphrase_prompts", paraphrases, target),
             ("locality/neighbourhood", "neighborhood_prompts", neighbours, old),
-            ("locality/attribute", "attribute_prompts", record.get("attribute_prompts", []), target),
+            ("locality/attribute", "attribute_prompts", attributes, target),
         )
         probes = [
             probe(id, group, prompt, right, order, where=where)

@@ -13,10 +13,13 @@ from random import Random
 from typing import Any
 from urllib.parse import unquote
 
-from kedit.editing.records import existing_file, fields, read_json_lines
+from kedit.editing.problems import BadInput, each, refuse
+from kedit.editing.records import existing_file, fields, kind_of, read_json_lines
 from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource
 
 Span = tuple[int, int]
+Document = tuple[str, list[tuple[Span, str, str]]]
+"""Text and labels (span, entity id, name) in document order."""
 NIL = "<NIL>"  # how the documents mark a mention of no known entity
 
 
@@ -94,9 +97,11 @@ class _Benchmark(MentionSource):
 
     def __init__(self, folder: str | Path, context_characters: int = 600, limit: int | None = None) -> None:
         if context_characters < 1:
-            raise DataError(f"context_characters is {context_characters}: give the width of the context, at least 1")
+            what = f"context_characters is {context_characters}"
+            raise BadInput("", what, "give the width of the context, at least 1", "context_characters")
         if limit is not None and limit < 1:
-            raise DataError(f"limit is {limit}: give the number of mentions to read, at least 1, or null for all")
+            remedy = "give the number of mentions to read, at least 1, or null for all"
+            raise BadInput("", f"limit is {limit}", remedy, "limit")
         self.documents, self.candidates = (existing_file(Path(folder) / file, "folder") for file in self.files)
         self.context_characters = context_characters
         self.limit = limit
@@ -135,18 +140,21 @@ class AidaTesta(_Benchmark):
     files = ("aida-conll-dev.benchmark.jsonl", "aida_testa_candidates.jsonl")
 
     def _questions(self) -> Iterator[MentionQuestion]:
-        documents = {}
-        for where, record in read_json_lines(self.documents):
+        def document(record: Any, where: str) -> tuple[int, Document]:
             (number,) = fields(record, where, id=int)
-            documents[number] = _document(record, where)
-        for where, record in read_json_lines(self.candidates):
+            return number, _document(record, where)
+
+        def listed(record: Any, where: str) -> tuple[int, list[tuple[str, str, list[Candidate]]]]:
             number, mentions = fields(record, where, doc_id=int, mentions=list)
-            document = number - 1  # the candidate file counts from one, the other from zero
-            if document not in documents:
-                self.skipped["document without text"] += len(mentions)
+            return number, [self._mention(mention, where) for mention in mentions]
+
+        documents = dict(each(read_json_lines(self.documents), document))
+        for number, read in each(read_json_lines(self.candidates), listed):
+            place = number - 1  # the candidate file counts from one, the other from zero
+            if place not in documents:
+                self.skipped["document without text"] += len(read)
                 continue
-            text, labels = documents[document]
-            read = [self._mention(mention, where) for mention in mentions]
+            text, labels = documents[place]
             agree = [[gold == name for _, _, name in labels] for _, gold, _ in read]
             surfaces = [text[start:end] for (start, end), _, _ in labels]
             found = align([surface for surface, _, _ in read], surfaces, agree)
@@ -154,7 +162,7 @@ class AidaTesta(_Benchmark):
                 if index is None:
                     self.skipped["mention not found in the text"] += 1
                 else:
-                    source = f"{self.documents.name} {document}, mention {order}"
+                    source = f"{self.documents.name} {place}, mention {order}"
                     yield self._question(text, labels[index][0], candidates, gold, source)
 
     @staticmethod
@@ -175,13 +183,15 @@ class _CandidateCases(_Benchmark):
     def _questions(self) -> Iterator[MentionQuestion]:
         for left, right in zip_longest(read_json_lines(self.documents), read_json_lines(self.candidates)):
             if left is None or right is None:
-                raise DataError(
-                    f"{(left or right)[0]}: the other file ends before this line; {self.documents.name} and"
-                    f" {self.candidates.name} must have a line for each document"
-                )
+                what = f"the other file ends before this line; {self.documents.name} and {self.candidates.name} must"
+                raise BadInput((left or right)[0], f"{what} have a line for each document", "get both again")
             where, document = left
-            text, labels = _document(document, where)
-            cases = self._cases(right[1], right[0], text)
+            try:
+                text, labels = _document(document, where)
+                cases = self._cases(right[1], right[0], text)
+            except DataError as error:
+                refuse(error)
+                continue
             for order, (span, entity, name) in enumerate(labels, start=1):
                 if span not in cases:
                     self.skipped["mention without a candidate list"] += 1
@@ -200,15 +210,14 @@ class _CandidateCases(_Benchmark):
     def _cases(records: Any, where: str, text: str) -> dict[Span, dict[str, str]]:
         """For each span its candidates: entity id -> name."""
         if not isinstance(records, list):
-            raise DataError(f"{where}: wanted a list of cases, got {type(records).__name__}")
+            raise BadInput(where, f"wanted a list of cases, got {kind_of(records)}", "put [ ] around them")
         cases = {}
         for record in records:
             span, surface, listed = fields(record, where, span=list, text=str, candidates=list)
             start, end = _span(span, text, where)
             if text[start:end] != surface:
-                raise DataError(
-                    f"{where}: {surface!r} is said to stand at {span}, but the document has {text[start:end]!r}"
-                )
+                what = f"{surface[:60]!r} is said to stand at {span}, but the document has {text[start:end][:60]!r}"
+                raise BadInput(where, what, "correct 'span' or 'text'; do the two files belong together?", "span")
             cases[start, end] = dict(fields(entry, where, entity_id=str, name=str) for entry in listed)
         return cases
 
@@ -239,8 +248,7 @@ class Rss500(_CandidateCases):
     files = ("rss-500.benchmark.jsonl", "refined.rss-500.eval_cases.jsonl")
 
 
-def _document(record: Any, where: str) -> tuple[str, list[tuple[Span, str, str]]]:
-    """Text and labels (span, entity id, name) in document order."""
+def _document(record: Any, where: str) -> Document:
     text, labels = fields(record, where, text=str, labels=list)
     read = []
     for label in labels:
@@ -253,13 +261,15 @@ def _span(span: list[Any], text: str, where: str) -> Span:
     match span:
         case [int(start), int(end)] if 0 <= start < end <= len(text):
             return start, end
-    raise DataError(f"{where}: span {span} is no part of a text of {len(text)} characters")
+    what = f"span {str(span)[:60]} is no part of a text of {len(text):,} characters"
+    raise BadInput(where, what, "give [start, end], counted in characters from 0, start before end", "span")
 
 
 def _article(url: str, where: str) -> str:
     _, wiki, page = url.partition("/wiki/")
     if not wiki or not page:
-        raise DataError(f"{where}: {url!r} is no address of a Wikipedia article (https://.../wiki/Title)")
+        what = f"{url[:80]!r} is no address of a Wikipedia article"
+        raise BadInput(where, what, "write https://en.wikipedia.org/wiki/Title", "url")
     return unquote(page).replace("_", " ")
 
 

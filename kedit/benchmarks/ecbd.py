@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kedit.editing.probes import Continuation, Fact, Knowledge, KnowledgeSource, Probe, check_facts
+from kedit.editing.problems import BadInput, each, refuse_empty
 from kedit.editing.records import existing_file, fields, read_json_lines, strings
-from kedit.editing.sources import DataError
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 # one space belongs to the sentinel on either side; further ones (no-break spaces, say) to the span
@@ -28,7 +28,8 @@ def unmarked(label: str, where: str) -> str:
     """
     found = _MARKED.fullmatch(label)
     if found is None or _SENTINEL.search(found[1]):
-        raise DataError(f"{where}: the label is {label!r}, wanted '<extra_id_0> SPAN <extra_id_1>'")
+        what = f"the label is {label[:80]!r}, wanted '<extra_id_0> SPAN <extra_id_1>'"
+        raise BadInput(where, what, "write the right words between the two", "label")
     return found[1]
 
 
@@ -39,7 +40,8 @@ def sides(sentence: str, where: str) -> tuple[str, str]:
         DataError: the sentence has none, or another sentinel too.
     """
     if _SENTINEL.findall(sentence) != ["<extra_id_0>"]:
-        raise DataError(f"{where}: the probe sentence is {sentence!r}, wanted exactly one <extra_id_0> in it")
+        what = f"the probe sentence is {sentence[:80]!r}, wanted exactly one <extra_id_0> in it"
+        raise BadInput(where, what, "put it where the span is left out", "probe_sentence")
     left, _, right = sentence.partition("<extra_id_0>")
     return left, right
 
@@ -65,7 +67,8 @@ class Clozes(KnowledgeSource):
         self, file: str | Path, specificity: str | Path | None = None, validation: float = 0.0, seed: int = 0
     ) -> None:
         if not 0 <= validation < 1:
-            raise DataError(f"validation is {validation}: give the share of entities to tune on, at least 0, below 1")
+            remedy = "give the share of entities to tune on, at least 0, below 1"
+            raise BadInput("", f"validation is {validation}", remedy, "validation")
         self.file = existing_file(file, "file")
         self.specificity = None if specificity is None else existing_file(specificity, "specificity")
         self.validation = validation
@@ -76,21 +79,23 @@ class Clozes(KnowledgeSource):
         probes: list[Probe] = []
         sentences: dict[tuple[str, str], Continuation] = {}  # those that probes share are taken once
         seen: Counter[str] = Counter()
-        for where, record in read_json_lines(self.file):
+
+        def read(record: Any, where: str) -> tuple[str, Probe, list[str]]:
             fact, probe = self._read(record, where, seen)
             first = facts.setdefault(fact.id, fact)
             if (first.name, first.definition) != (fact.name, fact.definition):
-                raise DataError(
-                    f"{where}: {fact.id!r} has another name or definition than at {first.where}: the probes of an"
-                    " entity must agree in both"
-                )
-            probes.append(probe)
+                what = f"{fact.id[:60]!r} has another name or definition than at {first.where}"
+                raise BadInput(where, what, "the probes of an entity must agree in both", "context")
             (written,) = fields(record, where, augmented_probes=list)
-            for text in strings(written, where, "augmented_probes"):
+            return fact.id, probe, strings(written, where, "augmented_probes")
+
+        for fact_id, probe, written in each(read_json_lines(self.file), read):
+            probes.append(probe)
+            for text in written:
                 if text.strip():
-                    sentences.setdefault((fact.id, text), Continuation(fact.id, text, where))
+                    sentences.setdefault((fact_id, text), Continuation(fact_id, text, probe.where))
         if not facts:
-            raise DataError(f"{self.file}: no records: check 'file'")
+            refuse_empty(BadInput(str(self.file), "no records", "check 'file'"))
         check_facts(facts.values())
         held = self._held(list(facts))
         judged = [probe for probe in probes if probe.fact not in held]
@@ -110,17 +115,15 @@ class Clozes(KnowledgeSource):
     def _specificity(
         self, probes: Sequence[Probe], facts: Mapping[str, Fact], seen: Counter[str]
     ) -> dict[str, list[Probe]]:
-        popular = [] if self.specificity is None else list(_popular(self.specificity, facts, seen))
-        return {"popular": popular} if popular else {}
+        found = [] if self.specificity is None else list(popular(self.specificity, facts, seen))
+        return {"popular": found} if found else {}
 
     def _held(self, entities: Sequence[str]) -> set[str]:
         """The entities to tune on: a hash decides, so that their order in the file does not."""
         wanted = round(self.validation * len(entities))
         if self.validation and not 0 < wanted < len(entities):
-            raise DataError(
-                f"validation is {self.validation}, which leaves {wanted} of {len(entities)} entities to tune on:"
-                " both parts need one"
-            )
+            what = f"validation is {self.validation}, which leaves {wanted} of {len(entities)} entities to tune on"
+            raise BadInput("", what, "both parts need one", "validation")
         return set(
             sorted(entities, key=lambda entity: hashlib.sha256(f"{self.seed} {entity}".encode()).digest())[:wanted]
         )
@@ -132,17 +135,23 @@ def numbered(example: str, seen: Counter[str]) -> str:
     return example if seen[example] == 1 else f"{example}#{seen[example]}"
 
 
-def _popular(path: Path, facts: Mapping[str, Fact], seen: Counter[str]) -> Iterator[Probe]:
-    for where, record in read_json_lines(path):
+def popular(path: Path, facts: Mapping[str, Fact], seen: Counter[str]) -> Iterator[Probe]:
+    """Probes of a file about popular entities, none of which is among `facts`; `seen` counts ids.
+
+    Raises:
+        DataError: a record is malformed, or about one of these; file and line are named.
+    """
+
+    def read(record: Any, where: str) -> Probe:
         example, name = fields(record, where, ex_id=str, ent_str=str)
         if name in facts:
-            raise DataError(
-                f"{where}: {name!r} is also an entity to be learned, at {facts[name].where}: what is told of it may"
-                " change this probe"
-            )
+            what = f"{name[:60]!r} is also an entity to be learned, at {facts[name].where}"
+            raise BadInput(where, what, "what is told of it may change this probe: take it out", "ent_str")
         left, span, right = _cloze(record, where)
         id = numbered(f"popular/{example}", seen)
-        yield Probe(id, "", left, span, right, group="popular", where=where, entity=name)
+        return Probe(id, "", left, span, right, group="popular", where=where, entity=name)
+
+    return each(read_json_lines(path), read)
 
 
 def _cloze(record: Any, where: str) -> tuple[str, str, str]:
@@ -172,7 +181,8 @@ class Ecbd(Clozes):
         example, name, context = fields(record, where, ex_id=str, ent_str=str, context=str)
         parts = example.rsplit("_", 3)  # a title may hold underscores
         if len(parts) < 4 or not all(part.isdigit() for part in parts[1:]):
-            raise DataError(f"{where}: 'ex_id' is {example!r}, wanted TITLE_PAGEID_PARAGRAPH_SENTENCE")
+            what = f"'ex_id' is {example[:80]!r}, wanted TITLE_PAGEID_PARAGRAPH_SENTENCE"
+            raise BadInput(where, what, "write it so, with numbers behind the title", "ex_id")
         title, page = parts[:2]
         fact = Fact(f"{title}_{page}", name, context, (title,) if title != name else (), where)
         left, span, right = _cloze(record, where)

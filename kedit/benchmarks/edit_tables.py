@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kedit.benchmarks.tables import find_table, read_table
-from kedit.editing.edits import Edit, EditSource, check_edits, check_limit, drawn, probe
+from kedit.editing.edits import Edit, EditSource, check_edit, check_limit, drawn, probe
 from kedit.editing.probes import Probe
+from kedit.editing.problems import BadInput, refuse, refuse_empty
 from kedit.editing.records import fields, strings
 from kedit.editing.sources import DataError
 
@@ -32,8 +33,15 @@ class EditTable(EditSource):
     def load(self) -> list[Edit]:
         self.skipped.clear()
         edits: list[Edit] = []
+        first: dict[str, str] = {}
         for number, (where, record) in enumerate(read_table(self.table, self.split), start=1):
-            edit = self._edit(record, where, str(number))
+            try:
+                edit = self._edit(record, where, str(number))
+                if edit.prompt and edit.target:
+                    check_edit(edit, first)
+            except DataError as error:
+                refuse(error)
+                continue
             if edit.prompt and edit.target:
                 edits.append(edit)
             else:
@@ -43,8 +51,7 @@ class EditTable(EditSource):
         for reason, count in self.skipped.items():
             print(f"{self.table}: left out {count:,} {reason}", file=sys.stderr, flush=True)
         if not edits:
-            raise DataError(f"{self.table}: 0 edits in this table: check 'file'")
-        check_edits(edits)
+            refuse_empty(BadInput(str(self.table), "0 edits in this table", "check 'file'"))
         return drawn(edits, self.limit, self.seed)
 
     @abstractmethod
@@ -62,7 +69,8 @@ class EditTable(EditSource):
     def _probes(self, edit: str, groups: Mapping[str, str], record: Mapping[str, Any], where: str) -> list[Probe]:
         """Probes of `{KIND: [{"prompt", ...}]}`, each kind under the group that it has in `groups`."""
         if unknown := next((kind for kind in record if kind not in groups), None):
-            raise DataError(f"{where}: there is no kind of probe {unknown!r}, wanted one of {', '.join(groups)}")
+            what = f"there is no kind of probe {unknown[:60]!r}, wanted one of {', '.join(groups)}"
+            raise BadInput(where, what, "rename it, or take it out", unknown[:60])
         probes = []
         for kind, group in groups.items():
             (listed,) = fields({kind: []} | dict(record), where, **{kind: list})
@@ -85,9 +93,7 @@ def texts(record: Mapping[str, Any], where: str, key: str) -> list[str]:
     Raises:
         DataError: something else does, or nothing.
     """
-    if key not in record:
-        fields(record, where, **{key: list})
-    value = record[key]
+    (value,) = fields(record, where, **{key: object})
     listed = value if isinstance(value, list) else [value]
     flat = [text for part in listed for text in (part if isinstance(part, list) else [part])]
     return [text.strip() for text in strings(flat, where, key) if text.strip()]

@@ -7,8 +7,8 @@ from typing import Any
 
 from kedit.benchmarks.ecbd import Clozes, numbered, sides, template, unmarked
 from kedit.editing.probes import Fact, Probe
+from kedit.editing.problems import BadInput
 from kedit.editing.records import fields, strings
-from kedit.editing.sources import DataError
 
 _QUALIFIER = re.compile(r"\s*\([^()]*\)$")
 
@@ -40,9 +40,11 @@ class EntityInferences(Clozes):
         sentence, labels = template(record, where, probe_sentence=str, labels=list)
         candidates = tuple(unmarked(label, where) for label in strings(labels, where, "labels"))
         if gold not in candidates:
-            raise DataError(f"{where}: the label {gold!r} is none of the candidates {', '.join(map(repr, candidates))}")
+            what = f"the label {gold[:60]!r} is none of the candidates {', '.join(map(repr, candidates))[:200]}"
+            raise BadInput(where, what, "add it to 'labels', or choose one of these", "label")
         if len(set(candidates)) < len(candidates):
-            raise DataError(f"{where}: a candidate comes twice among {', '.join(map(repr, candidates))}")
+            what = f"a candidate comes twice among {', '.join(map(repr, candidates))[:200]}"
+            raise BadInput(where, what, "take one of them out", "labels")
         short = _QUALIFIER.sub("", name)
         left, right = sides(sentence, where)
         fact = Fact(name, name, context, (short,) if short not in ("", name) else (), where)

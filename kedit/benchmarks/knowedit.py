@@ -8,8 +8,8 @@ from typing import Any
 from kedit.benchmarks.edit_tables import EditTable, texts
 from kedit.editing.edits import Edit
 from kedit.editing.probes import Probe
+from kedit.editing.problems import BadInput
 from kedit.editing.records import fields
-from kedit.editing.sources import DataError
 
 LOCALITY = ("Relation_Specificity", "Forgetfulness")
 FOLLOWING = ("Reasoning", "Subject_Aliasing", "Logical_Generalization")
@@ -45,7 +45,8 @@ class KnowEdit(EditTable):
     ) -> None:  # fmt: skip
         super().__init__(file, limit, seed, split)
         if unknown := next((kind for kind in generality if kind not in FOLLOWING), None):
-            raise DataError(f"generality holds {unknown!r}, wanted kinds of {', '.join(FOLLOWING)}")
+            what = f"generality holds {unknown!r}, wanted kinds of {', '.join(FOLLOWING)}"
+            raise BadInput("", what, "rename it, or take it out", "generality")
         self.generality = tuple(generality)
 
     def _edit(self, record: Any, where: str, number: str) -> Edit:
@@ -89,7 +90,7 @@ class RippleEdits(EditTable):
 
     def _edit(self, record: Any, where: str, number: str) -> Edit:
         relation = ""
-        if isinstance(record, dict) and "edit" in record:
+        if isinstance(record, dict) and ("edit" in record or not {"prompt", "target_new"} & record.keys()):
             (edit,) = fields(record, where, edit=dict)
             sentence, relation = fields(edit, f"{where}, edit", prompt=str, relation=str)
             made = (*self._parted(sentence, edit, f"{where}, edit"), "")
@@ -113,7 +114,8 @@ class RippleEdits(EditTable):
         (old,) = fields(before, f"{where}, the fact before", prompt=str)
         ends = [verb.end() for verb in _VERB.finditer(sentence) if old.startswith(sentence[: verb.end()])]
         if not ends:
-            raise DataError(f"{where}: 'prompt' is {sentence!r}, wanted a sentence '... is TARGET.'")
+            what = f"'prompt' is {sentence[:80]!r}, wanted a sentence '... is TARGET.'"
+            raise BadInput(where, what, "write it so: its target is what stands behind the verb", "prompt")
         return sentence[: ends[-1]], sentence[ends[-1] :].strip().removesuffix(".")
 
     @staticmethod

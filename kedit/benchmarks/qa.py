@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from kedit.editing.problems import BadInput, each
 from kedit.editing.records import existing_file, fields, read_json_lines, read_json_list, strings
-from kedit.editing.sources import DataError, Question, QuestionSource
+from kedit.editing.sources import Question, QuestionSource
 
 
 class _QuestionFile(QuestionSource):
@@ -19,7 +21,8 @@ class _QuestionFile(QuestionSource):
 
     def __init__(self, file: str | Path, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
-            raise DataError(f"limit is {limit}: give the number of questions to read, at least 1, or null for all")
+            remedy = "give the number of questions to read, at least 1, or null for all"
+            raise BadInput("", f"limit is {limit}", remedy, "limit")
         self.file = existing_file(file, "file")
         self.limit = limit
         self.skipped: Counter[str] = Counter()
@@ -54,9 +57,11 @@ class NaturalQuestions(_QuestionFile):
     name = "nq_open"
 
     def _rows(self) -> Iterator[tuple[str, str, list[str]]]:
-        for where, record in read_json_lines(self.file):
+        def read(record: Any, where: str) -> tuple[str, str, list[str]]:
             question, answers = fields(record, where, question=str, answer=list)
-            yield where, question, strings(answers, where, "answer")
+            return where, question, strings(answers, where, "answer")
+
+        return each(read_json_lines(self.file), read)
 
 
 class WebQuestions(_QuestionFile):
@@ -70,6 +75,8 @@ class WebQuestions(_QuestionFile):
     name = "webquestions"
 
     def _rows(self) -> Iterator[tuple[str, str, list[str]]]:
-        for where, record in read_json_list(self.file):
+        def read(record: Any, where: str) -> tuple[str, str, list[str]]:
             question, answers = fields(record, where, qText=str, answers=list)
-            yield where, question, strings(answers, where, "answers")
+            return where, question, strings(answers, where, "answers")
+
+        return each(read_json_list(self.file), read)

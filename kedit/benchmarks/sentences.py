@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from kedit.editing.records import existing_file
-from kedit.editing.sources import DataError, Question, QuestionSource
+from kedit.editing.problems import BadInput
+from kedit.editing.records import existing_file, not_utf8
+from kedit.editing.sources import Question, QuestionSource
 
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 # wikitext's marks: "well @-@ known", spaces before commas, inside brackets and quotes
@@ -31,7 +32,8 @@ class Sentences(QuestionSource):
 
     def __init__(self, file: str | Path, limit: int | None = None, seed: int | None = None, words: int = 6) -> None:
         if limit is not None and limit < 1:
-            raise DataError(f"limit is {limit}: give the number of sentences to keep, at least 1, or null for all")
+            remedy = "give the number of sentences to keep, at least 1, or null for all"
+            raise BadInput("", f"limit is {limit}", remedy, "limit")
         self.file = existing_file(file, "file")
         self.limit, self.seed, self.words = limit, seed, words
         self.skipped: Counter[str] = Counter()
@@ -44,9 +46,12 @@ class Sentences(QuestionSource):
         return iter(sentences[: self.limit])
 
     def _sentences(self) -> Iterator[Question]:
-        with self.file.open(encoding="utf-8") as lines:
+        with self.file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                paragraph = line.strip()
+                try:
+                    paragraph = line.decode("utf-8-sig").strip()
+                except UnicodeDecodeError as error:
+                    raise not_utf8(self.file, line, number, error) from error
                 if not paragraph or paragraph.startswith("= "):
                     continue
                 for mark, plain in _TIDY:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kedit.editing.records import existing_file, read_json_lines, read_json_list
+from kedit.editing.problems import BadInput, refuse
+from kedit.editing.records import existing_file, not_utf8, read_json_lines, read_json_list
 from kedit.editing.sources import DataError
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -27,12 +28,13 @@ def find_table(file: str | Path) -> Path | str:
     path, text = Path(file), str(file)
     hub = _HUB.fullmatch(text)
     if path.is_dir():
-        raise DataError(f"{path} is a folder: give 'file' a file in it ({', '.join(FORMATS)})")
+        raise BadInput("", f"{path} is a folder", f"give 'file' a file in it ({', '.join(FORMATS)})", "file")
     if not path.is_file() and hub and (hub["file"] or path.suffix not in FORMATS):
         return text
     path = existing_file(path, "file")
     if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path}: unknown format {path.suffix!r}, wanted one of {', '.join(FORMATS)}")
+        wanted = f"unknown format {path.suffix!r}, wanted one of {', '.join(FORMATS)}"
+        raise BadInput(str(path), wanted, "name it by what it is, or convert it", "file")
     return path
 
 
@@ -64,24 +66,31 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
+        raise not_utf8(path, raw, 1, error) from error
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = 1  # line in which a row begins
     try:
         header = next(rows, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a column comes twice among {', '.join(map(repr, header))}")
+        if twice := [name for number, name in enumerate(header) if name in header[:number]]:
+            what = f"a column comes twice among {', '.join(map(repr, header))[:200]}"
+            raise BadInput(f"{path}:1", what, "rename or take out one of them", twice[0][:60])
+        first = rows.line_num + 1
         for row in rows:
+            where, first = f"{path}:{rows.line_num}", rows.line_num + 1
             if row and len(row) != len(header):
-                raise DataError(
-                    f"{path}:{rows.line_num}: {len(row)} fields, and the header has {len(header)}: quote fields that"
-                    " hold a separator or a line end"
-                )
-            if row:
-                yield f"{path}:{rows.line_num}", dict(zip(header, row, strict=True))
+                what = f"{len(row)} fields, and the header has {len(header)}"
+                refuse(BadInput(where, what, "quote fields that hold a separator or a line end"))
+            elif row:
+                yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{rows.line_num}: no CSV: {error}") from error
+        if "field larger" in str(error):
+            remedy = "close the quotation mark that opens it, or cut it"
+        elif "unexpected end" in str(error):
+            remedy = "close the quotation mark that opens it"
+        else:
+            remedy = 'write a quotation mark in a field as two, and the field within two: "a ""b"" c"'
+        raise BadInput(f"{path}:{first}", f"no CSV: {error}", remedy) from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,7 +105,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     number += 1
                     yield f"{path}, row {number}", _without_nulls(record)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read behind row {number}: {error}") from error
+        what = f"cannot be read behind row {number:,}: {_first_line(error)}"
+        raise BadInput(str(path), what, "it is no Parquet file, or damaged: make or get it again") from error
 
 
 def _hub(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:

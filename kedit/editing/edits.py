@@ -9,7 +9,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,12 +18,14 @@ from typing import Any
 from kedit.editing.conflicts import EditConflicts, find_conflicts
 from kedit.editing.plain_text import check_text
 from kedit.editing.probes import Probe
+from kedit.editing.problems import BadInput, each, refuse, refuse_empty, refuse_together
 from kedit.editing.records import existing_file, fields, read_json_lines, strings
-from kedit.editing.sources import DataError
 
 ASPECTS = ("reliability", "generality", "locality", "portability")
 _TEXTS = ("id", "prompt", "target", "subject", "relation")
+_MAY_BE_EMPTY = ("id", "subject", "relation")
 _PASSED_OVER = ("created", "source")  # what an export of stored edits has besides
+_ASKED = ("group", "prompt", "target", "answers")
 _GROUPS = ", ".join(ASPECTS[1:]) + " or a part of one, as in locality/near or reliability/new"
 _EXAMPLE = '{"prompt": "The capital of Peru is", "target": "Quito"}'
 
@@ -116,7 +118,8 @@ def check_limit(limit: int | None) -> None:
         DataError: it is below 1.
     """
     if limit is not None and limit < 1:
-        raise DataError(f"limit is {limit}: give the number of edits to keep, at least 1, or null for all")
+        remedy = "give the number of edits to keep, at least 1, or null for all"
+        raise BadInput("", f"limit is {limit}", remedy, "limit")
 
 
 def drawn(edits: Sequence[Edit], limit: int | None = None, seed: int | None = None) -> list[Edit]:
@@ -136,22 +139,52 @@ def check_edits(edits: Sequence[Edit]) -> EditConflicts:
     """
     first: dict[str, str] = {}
     for edit in edits:
-        where = edit.where or f"edit {edit.id!r}"
-        if edit.id in first:
-            raise DataError(f"{where}: the id {edit.id!r} came before at {first[edit.id]}: give each edit its own")
-        first[edit.id] = where
-        for field in ("prompt", "target", "subject", "relation"):
-            check_text(getattr(edit, field), where, field, may_be_empty=field in ("subject", "relation"))
-        for number, one in enumerate(edit.probes, start=1):
-            place = f"{where}, probe {number}"
-            aspect = one.group.split("/")[0]
-            if aspect not in ASPECTS or one.group == ASPECTS[0]:
-                raise DataError(f"{place}: 'group' is {one.group!r}, wanted {_GROUPS}")
-            check_text(one.left, place, "prompt")
-            check_text(one.span, place, "target", may_be_empty=aspect == "locality")
-            for answer in one.answers:
-                check_text(answer, place, "answers")
+        try:
+            check_edit(edit, first)
+        except BadInput as error:
+            refuse(error)
     return find_conflicts(edits)
+
+
+def check_edit(edit: Edit, first: dict[str, str]) -> Edit:
+    """Refuse an edit that cannot be made or judged.
+
+    Args:
+        edit: the edit, and what is given back.
+        first: places of the ids that came before; its own is added.
+
+    Raises:
+        DataError: as for `check_edits`, with all that is wrong with it.
+    """
+    wrong = list(_wrong(edit, first))
+    first.setdefault(edit.id, _place(edit))
+    refuse_together(wrong)
+    return edit
+
+
+def _place(edit: Edit) -> str:
+    return edit.where or f"edit {edit.id!r}"
+
+
+def _wrong(edit: Edit, first: Mapping[str, str]) -> Iterator[BadInput]:
+    """All that keeps an edit from being made or judged; `first` has the places of earlier ids."""
+    where = _place(edit)
+    if edit.id in first:
+        what = f"the id {edit.id[:60]!r} came before at {first[edit.id]}"
+        yield BadInput(where, what, "give each edit its own", "id")
+    texts = [(where, field, getattr(edit, field), field in _MAY_BE_EMPTY) for field in _TEXTS]
+    for number, one in enumerate(edit.probes, start=1):
+        place = f"{where}, probe {number}"
+        aspect = one.group.split("/")[0]
+        if aspect not in ASPECTS or one.group == ASPECTS[0]:
+            yield BadInput(place, f"'group' is {one.group[:60]!r}, wanted {_GROUPS}", "name one of these", "group")
+        texts += [(place, "prompt", one.left, False), (place, "target", one.span, aspect == "locality")]
+        texts += [(place, "answers", answer, False) for answer in one.answers]
+    for place, field, text, may_be_empty in texts:
+        try:
+            check_text(text, place, field, may_be_empty)
+        except BadInput as error:
+            yield error
 
 
 def read_edits(path: str | Path) -> list[Edit]:
@@ -161,10 +194,10 @@ def read_edits(path: str | Path) -> list[Edit]:
         DataError: there are none, or one is malformed or fails `check_edits`.
     """
     path = existing_file(path, "file")
-    edits = [_edit(record, where) for where, record in read_json_lines(path)]
+    first: dict[str, str] = {}
+    edits = list(each(read_json_lines(path), lambda record, where: check_edit(_edit(record, where), first)))
     if not edits:
-        raise DataError(f"{path}: 0 edits in this file: wanted a line for each, such as {_EXAMPLE}")
-    check_edits(edits)
+        refuse_empty(BadInput(str(path), "0 edits in this file", f"wanted a line for each, such as {_EXAMPLE}"))
     return edits
 
 
@@ -190,23 +223,41 @@ def _record(edit: Edit) -> dict[str, Any]:
 
 
 def _edit(record: Any, where: str) -> Edit:
-    fields(record, where, prompt=str, target=str)
-    check_keys(record, where, (*_TEXTS, "probes", *_PASSED_OVER))
-    number = where.rpartition(":")[2]
-    given = fields({"id": number, "subject": "", "relation": "", "probes": []} | record, where,
-                   id=str, prompt=str, target=str, subject=str, relation=str, probes=list)  # fmt: skip
-    id, prompt, target, subject, relation, probes = given
+    defaults = {"id": where.rpartition(":")[2], "subject": "", "relation": "", "probes": []}
+    given = _given(record, where, ("prompt", "target"), defaults, (*_TEXTS, "probes", *_PASSED_OVER))
     numbers: Counter[str] = Counter()
-    read = []
-    for order, one in enumerate(probes, start=1):
+    probes: list[Probe] = []
+    wrong: list[BadInput] = []
+    for order, one in enumerate(given["probes"], start=1):
         place = f"{where}, probe {order}"
-        fields(one, place, group=str, prompt=str)
-        check_keys(one, place, ("group", "prompt", "target", "answers"))
-        group, asked, right, more = fields({"target": "", "answers": []} | one, place,
-                                           group=str, prompt=str, target=str, answers=list)  # fmt: skip
-        read.append(probe(id, group, asked, right, numbers[group], strings(more, place, "answers"), place))
-        numbers[group] += 1
-    return Edit(id, prompt.strip(), target.strip(), subject, relation, tuple(read), where)
+        try:
+            asked = _given(one, place, ("group", "prompt"), {"target": "", "answers": []}, _ASKED)
+            answers, group = strings(asked["answers"], place, "answers"), asked["group"]
+        except BadInput as error:
+            wrong += [error, *error.more]
+        else:
+            probes.append(probe(given["id"], group, asked["prompt"], asked["target"], numbers[group], answers, place))
+            numbers[group] += 1
+    refuse_together(wrong)
+    prompt, target = given["prompt"].strip(), given["target"].strip()
+    return Edit(given["id"], prompt, target, given["subject"], given["relation"], tuple(probes), where)
+
+
+def _given(
+    record: Any, where: str, texts: Sequence[str], defaults: Mapping[str, Any], known: Sequence[str]
+) -> dict[str, Any]:
+    """A record that has these texts and, by what they are where they are left out, further fields; none is unknown."""
+    wrong: list[BadInput] = []
+    optional = {key: type(value) for key, value in defaults.items() if isinstance(record, dict) and key in record}
+    try:
+        fields(record, where, **dict.fromkeys(texts, str), **optional)
+    except BadInput as error:
+        wrong += [error, *error.more]
+    if isinstance(record, dict):
+        told = " ".join(error.remedy for error in wrong)  # where a field is missing, the one that is meant
+        wrong += [error for error in _unknown(record, where, known) if repr(error.field) not in told]
+    refuse_together(wrong)
+    return {**defaults, **record}
 
 
 def check_keys(record: dict[str, Any], where: str, known: Sequence[str]) -> None:
@@ -215,7 +266,14 @@ def check_keys(record: dict[str, Any], where: str, known: Sequence[str]) -> None
     Raises:
         DataError: there is one; the field most like it is named.
     """
-    if unknown := next((key for key in record if key not in known), None):
-        near = difflib.get_close_matches(unknown, known, 1)
-        told = f": did you mean {near[0]!r}?" if near else f", wanted only {', '.join(map(repr, known))}"
-        raise DataError(f"{where}: there is no field {unknown!r}{told}")
+    refuse_together(_unknown(record, where, known))
+
+
+def _unknown(record: dict[str, Any], where: str, known: Sequence[str]) -> list[BadInput]:
+    found = []
+    for key in (key for key in record if key not in known):
+        near = difflib.get_close_matches(key[:60], known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else "take it out"
+        wanted = "" if near else f", wanted only {', '.join(map(repr, known))}"
+        found.append(BadInput(where, f"there is no field {key[:60]!r}{wanted}", remedy, key[:60]))
+    return found

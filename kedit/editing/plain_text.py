@@ -2,11 +2,11 @@
 
 import re
 
-from kedit.editing.sources import DataError
+from kedit.editing.problems import BadInput
 
 LONGEST = 20_000
 """Characters of a prompt or target; more is no edit but a document."""
-_HIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters (tab and line ends apart), overrides of the direction of writing, halves of characters."""
 
 
@@ -23,14 +23,19 @@ def check_text(text: str, where: str, field: str, may_be_empty: bool = False) ->
         DataError: it is empty, too long, or holds characters that nobody sees and a model reads.
     """
     if not may_be_empty and not text.strip():
-        raise DataError(f"{where}: {field!r} is empty: give it some words, or leave this one out")
+        raise BadInput(where, f"{field!r} is empty", "give it some words, or leave this one out", field)
     if len(text) > LONGEST:
-        raise DataError(
-            f"{where}: {field!r} has {len(text):,} characters, wanted {LONGEST:,} at most: an edit is a sentence or a"
-            " few; cut a document into them"
+        raise BadInput(
+            where,
+            f"{field!r} has {len(text):,} characters, wanted {LONGEST:,} at most",
+            "an edit is a sentence or a few; cut a document into them",
+            field,
         )
-    if found := _HIDDEN.search(text):
-        raise DataError(
-            f"{where}: {field!r} holds the character U+{ord(found[0]):04X} at place {found.start() + 1}, a control"
-            " character or one that turns the direction of writing: take it out"
+    if found := HIDDEN.search(text):
+        raise BadInput(
+            where,
+            f"{field!r} holds the character U+{ord(found[0]):04X} at place {found.start() + 1}, a control"
+            " character or one that turns the direction of writing",
+            "take it out",
+            field,
         )

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kedit.editing.sources import DataError
+from kedit.editing.problems import BadInput, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +130,13 @@ def check_facts(facts: Iterable[Fact]) -> None:
     for fact in facts:
         where = fact.where or f"fact {fact.id!r}"
         if not fact.name.strip():
-            raise DataError(f"{where}: the name is empty")
+            refuse(BadInput(where, "the name is empty", "write the entity's name", "name"))
         if not fact.definition.strip():
-            raise DataError(f"{where}: the definition of {fact.name!r} is empty: nothing can be learned from it")
+            empty = f"the definition of {fact.name[:60]!r} is empty"
+            refuse(BadInput(where, empty, "nothing can be learned from it: write one, or leave it out", "definition"))
         for known, key, what in ((ids, fact.id, "id"), (names, fact.name, "name")):
-            if key in known:
+            if key in known and key.strip():
                 first = known[key].where or f"fact {known[key].id!r}"
-                raise DataError(f"{where}: the {what} {key!r} came before at {first}: give each entity its own")
-            known[key] = fact
+                came = f"the {what} {key[:60]!r} came before at {first}"
+                refuse(BadInput(where, came, "give each entity its own", what))
+            known.setdefault(key, fact)

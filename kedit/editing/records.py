@@ -3,13 +3,16 @@
 Knows nothing of what the records mean.
 """
 
+import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from kedit.editing.problems import BadInput, refuse, refuse_together
 from kedit.editing.sources import DataError
 
 HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -29,8 +32,10 @@ def existing_file(path: str | Path, option: str) -> Path:
         DataError: none stands there.
     """
     path = Path(path)
+    if path.is_dir():
+        raise BadInput("", f"{path} is a folder, wanted a file", f"check {option!r}", option)
     if not path.is_file():
-        raise DataError(f"no file {path}: check {option!r}")
+        raise BadInput("", f"no file {path}", f"check {option!r}", option)
     return path
 
 
@@ -43,8 +48,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}:{number}", _parsed(line.strip(), path, number)
+            if line := line.strip():
+                try:
+                    value = _parsed(line, path, number)
+                except DataError as error:
+                    refuse(error)
+                else:
+                    yield f"{path}:{number}", value
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
@@ -55,7 +65,7 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     """
     entries = _parsed(path.read_bytes(), path, 1)
     if not isinstance(entries, list):
-        raise DataError(f"{path}: wanted one JSON list of records, got {_kind(entries)}")
+        raise BadInput(str(path), f"wanted one JSON list of records, got {kind_of(entries)}", "put [ ] around them")
     for number, entry in enumerate(entries, start=1):
         yield f"{path}, entry {number}", entry
 
@@ -67,12 +77,21 @@ def fields(record: Any, where: str, **kinds: type) -> list[Any]:
         DataError: the record is no JSON object, lacks a key or holds a value of another kind under it.
     """
     if not isinstance(record, dict):
-        raise DataError(f"{where}: wanted a JSON object with {', '.join(kinds)}, got {_kind(record)}")
+        shown = f'{{"{next(iter(kinds))}": ...}}'
+        raise BadInput(
+            where, f"wanted a JSON object with {', '.join(kinds)}, got {kind_of(record)}", f"make it one, as in {shown}"
+        )
+    wrong = []
     for key, kind in kinds.items():
         if key not in record:
-            raise DataError(f"{where}: no {key!r} here, only {', '.join(map(repr, record)) or 'an empty object'}")
-        if not isinstance(record[key], kind):
-            raise DataError(f"{where}: {key!r} is {_kind(record[key])}, wanted {kind.__name__}")
+            only = ", ".join(map(_short, record)) or "an empty object"
+            near = difflib.get_close_matches(key, [name for name in record if name not in kinds], 1)
+            remedy = f"rename {near[0]!r}, if that is it" if near else f"add {key!r}"
+            wrong.append(BadInput(where, f"no {key!r} here, only {only[:200]}", remedy, key))
+        elif not isinstance(value := record[key], kind) or (kind is int and isinstance(value, bool)):
+            remedy = "quote it" if kind is str and isinstance(value, int | float) else f"give {_EXAMPLES[kind]}"
+            wrong.append(BadInput(where, f"{key!r} is {kind_of(value)}, wanted {kind.__name__}", remedy, key))
+    refuse_together(wrong)
     return [record[key] for key in kinds]
 
 
@@ -82,47 +101,118 @@ def strings(values: list[Any], where: str, key: str) -> list[str]:
     Raises:
         DataError: one is not.
     """
-    for value in values:
+    for number, value in enumerate(values, start=1):
         if not isinstance(value, str):
-            raise DataError(f"{where}: {key!r} holds {_kind(value)}, wanted only strings")
+            remedy = f"quote or leave out its value number {number}"
+            raise BadInput(where, f"{key!r} holds {kind_of(value)}, wanted only strings", remedy, key)
     return values
+
+
+def not_utf8(path: Path, raw: bytes, first_line: int, error: UnicodeDecodeError) -> BadInput:
+    """The complaint about bytes that are no UTF-8, with what they look like.
+
+    Args:
+        path: of the file.
+        raw: the bytes that were to be read, which begin in
+        first_line: of the file, and in which
+        error: says where they are none.
+    """
+    looks = next((f"it looks like {name}: {remedy}" for mark, name, remedy in _MARKS if raw.startswith(mark)), "")
+    if not looks:
+        is_text = raw.count(b"\0") == 0
+        looks = "save it as UTF-8 (is it Latin-1?)" if is_text else "it is no text: check which file this is"
+    line = first_line + raw[: error.start].count(b"\n")
+    column = error.start - raw.rfind(b"\n", 0, error.start)
+    return BadInput(f"{path}:{line}", f"not UTF-8 text ({error.reason}, byte {column} of the line)", looks)
 
 
 def _parsed(raw: bytes, path: Path, first_line: int) -> Any:
     try:
         text = raw.decode("utf-8-sig")  # Windows editors write a mark in front
-        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
-        line = first_line + raw[: error.start].count(b"\n")
-        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason})") from error
+        raise not_utf8(path, raw, first_line, error) from error
+    try:
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg}, column {error.colno}"
-        ) from error
+        where = f"{path}:{first_line + error.lineno - 1}"
+        raise BadInput(where, f"not JSON: {error.msg}, column {error.colno}", _mend(text, error)) from error
+    except BadInput as error:  # of `_once` and `_no_number`, which know no place
+        raise BadInput(f"{path}:{first_line + _lines_before(text)}", error.what, error.remedy, error.field) from error
     except (ValueError, RecursionError) as error:  # among them a number of thousands of digits
-        what = str(error) if isinstance(error, ValueError) else "values stand in one another too deep to be read"
-        raise DataError(f"{path}:{first_line + _lines_before(text)}: {what}") from error
+        is_number = isinstance(error, ValueError)
+        what = str(error).partition(";")[0] if is_number else "values stand in one another too deep to be read"
+        remedy = "quote such a number" if is_number else "a record has three or four levels: check what wrote it"
+        raise BadInput(f"{path}:{first_line + _lines_before(text)}", what, remedy) from error
     if half := HALF.search(raw):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             line = first_line + raw[: half.start()].count(b"\n")
-            raise DataError(
-                f"{path}:{line}: half a character (such as {half[0].decode()}) that no text holds"
+            code = half[0].decode()
+            raise BadInput(
+                f"{path}:{line}", f"half a character (such as {code}) that no text holds", f"take {code} out"
             ) from error
     return value
+
+
+def _mend(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about a text that is no JSON."""
+    rest = text[error.pos : error.pos + 12]
+    if error.msg.startswith("Extra data"):
+        is_record = rest.lstrip(", ").startswith("{")
+        return "put each object on a line of its own" if is_record else f"take out what stands there ({rest[:8]!r})"
+    if error.msg.startswith(("Unterminated string", "Invalid control character")):
+        return 'close the string by ", and write a line end in it as \\n'
+    if not rest.strip():
+        return "the end is missing: write the rest, or take the line out"
+    if rest[0] in "'“”‘’":
+        return 'JSON quotes by "'
+    if rest[0] == "<":
+        return "is it an error page? get the file again"
+    before = text[: error.pos].rstrip()[-1:]
+    if rest[0] in "}]" and before == ":":
+        return "write the value behind the colon"
+    if error.msg.startswith("Illegal trailing comma") or (rest[0] in "}]" and before == ","):
+        return "take out the comma before it"
+    if error.msg.startswith("Invalid \\"):
+        return "write a backslash as two"
+    return f"mend what stands there ({rest[:8]!r})"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object, whose keys must differ: JSON itself lets the last one win."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise DataError(f"{next(key for key in found if keys.count(key) > 1)!r} stands twice in one object: keep one")
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key in found if counts[key] > 1)
+        raise BadInput("", f"{_short(key)} stands twice in one object", "keep one", key[:60])
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+def _no_number(name: str) -> NoReturn:
+    raise BadInput("", f"{name} is no number of JSON", 'leave it out, or quote it where it is a word: "NaN"')
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), -float("inf")):
+        raise BadInput(
+            "", f"{digits[:20]} is larger than any number that can be reckoned with", "check it, or quote it"
+        )
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+_EXAMPLES = {str: "a text in quotes", list: "a list, as in [...]", dict: "an object, as in {...}",
+             int: "a whole number", float: "a number"}  # fmt: skip
+_MARKS = (
+    (b"\x1f\x8b", "gzip", "unpack it by gunzip"),
+    (b"BZh", "bzip2", "unpack it by bunzip2"),
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"PAR1", "Parquet", "name it .parquet"),
+    (b"\xff\xfe", "UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16", "save it as UTF-8"),
+)
 
 
 def _lines_before(text: str) -> int:
@@ -137,5 +227,14 @@ def _lines_before(text: str) -> int:
     return text.count("\n", 0, at)
 
 
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} {json.dumps(value, ensure_ascii=False)[:60]}"
+def kind_of(value: Any) -> str:
+    """What a value is, and the beginning of it, for a complaint."""
+    if isinstance(value, dict | list):
+        shown = json.dumps(value if len(value) < 9 else list(value)[:9], ensure_ascii=False)
+    else:
+        shown = json.dumps(value[:80] if isinstance(value, str) else value, ensure_ascii=False)
+    return f"{type(value).__name__} {shown[:60]}"
+
+
+def _short(key: str) -> str:
+    return repr(key if len(key) <= 60 else f"{key[:60]}...")

@@ -12,7 +12,8 @@ from jsonargparse import ActionConfigFile
 from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
-from kedit.running.parsing import PROGRAM, Parser, nearest, restrict_imports
+from kedit.running.complaints import complaint_of, with_place
+from kedit.running.parsing import PROGRAM, Parser, config_files, nearest, restrict_imports
 
 TRUTHS = ("true", "false", "yes", "no")
 
@@ -26,6 +27,9 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         arguments: the command line after the name. A list may be given as `--key one two three`, true as `--key`.
         positional: parameters that may be given without their names, in this order; a list takes all that is left.
             Behind `--` nothing is a key.
+
+    Raises:
+        DataError: a constructor refuses a value, or a key stands twice; other mistakes end the program, with 2.
     """
     restrict_imports()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # between two libraries
@@ -41,7 +45,20 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     parser.add_function_arguments(function, as_group=False, fail_untyped=False)
     given = parser.parse_args(_named(function, list(arguments), list(positional)))
     given.pop("config", None)
-    return function(**parser.instantiate_classes(given).as_dict())
+    return function(**_made(parser, given, arguments))
+
+
+def _made(parser: Parser, given: Any, arguments: Sequence[str]) -> dict[str, Any]:
+    """The parameters as objects.
+
+    Raises:
+        DataError: a constructor refuses what it is told; the option, file and line are named where they are known.
+    """
+    try:
+        return dict(parser.instantiate_classes(given).as_dict())
+    except (ValueError, TypeError) as error:  # DataError is one; jsonargparse wraps it
+        message = complaint_of(error)
+        raise DataError(with_place(message, config_files(arguments), arguments)) from error
 
 
 Choices = Mapping[str, tuple[Callable[..., Any], str, Sequence[str]]]

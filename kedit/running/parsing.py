@@ -18,6 +18,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kedit.editing.sources import DataError
+from kedit.running.complaints import refuse_repeated
 
 PROGRAM = "python -m kedit"
 ALLOWED = [
@@ -72,6 +73,7 @@ class Parser(LightningArgumentParser):
     arguments: Sequence[str] = ()
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        refuse_repeated(config_files(Parser.arguments))
         try:
             return super().parse_args(*args, **kwargs)
         except UnicodeDecodeError as error:
@@ -122,7 +124,7 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
             return f"{'.'.join(keys) or 'configuration'}: {_quoted(path, arguments)} needs {names}"
         return f"missing: {names} (give it in a --config FILE or as --{names.split(',')[0].strip()})"
     if wrong := re.search(
-        r"given class_path '([^']+)':\s+(?:module|No module|.*[Ii]mport)"
+        r"given class_path '([^']+)':\s+(?:module|No module|\S+ has no '|.*[Ii]mport)"
         r"|class: module .*Got value: \w+\(class_path='([^']+)'"
         r"|path (\S+) does not correspond to a subclass|Expected a dot import path string: (\S+)",
         message,
@@ -181,7 +183,7 @@ def _inner_class(class_path: str, names: Sequence[str]) -> str:
 
 
 def _no_mapping(message: str, arguments: Sequence[str]) -> str:
-    for path in _config_files(arguments):
+    for path in config_files(arguments):
         with open(path, encoding="utf-8") as file:
             given = yaml.safe_load(file)
         if not isinstance(given, dict):
@@ -213,7 +215,7 @@ def _unknown_class(key: str, path: str, message: str, arguments: Sequence[str]) 
     except (ImportError, ValueError):
         every = {f"{module}.{n}" for module in _ours() for n in _classes(sys.modules[module])}
         near = nearest(path, every) or nearest(f"kedit.{path}", every)
-    reason = re.search(r"(?:module .* has no attribute .*|No module named .*)", message)
+    reason = re.search(r"(?:module .* has no attribute .*|No module named .*|\S+ has no '.*)", message)
     hint = f"\n  did you mean {near}?" if near else f"\n  {reason[0]}" if reason else ""
     return f"{key}: unknown class {_quoted(path, arguments)}{hint}"
 
@@ -239,7 +241,7 @@ def _wrong_value(keys: list[str], message: str, arguments: Sequence[str]) -> str
 
 
 def _broken_yaml(message: str, arguments: Sequence[str]) -> str:
-    for path in _config_files(arguments):
+    for path in config_files(arguments):
         try:
             with open(path, encoding="utf-8") as file:
                 yaml.safe_load(file)
@@ -286,7 +288,8 @@ def _ours() -> list[str]:
     return [name for name in list(sys.modules) if name.startswith(("kedit.", "lightning.pytorch.callbacks"))]
 
 
-def _config_files(arguments: Sequence[str]) -> list[str]:
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The configurations that a command line names, in its order."""
     given = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word in ("--config", "-c")]
     return given + [word.split("=", 1)[1] for word in arguments if word.startswith("--config=")]
 
@@ -304,15 +307,19 @@ def _quoted(word: str, arguments: Sequence[str]) -> str:
 
 
 def _find(word: str, arguments: Sequence[str]) -> str:
-    for path in reversed(_config_files(arguments)):
+    for path in reversed(config_files(arguments)):
         try:
             with open(path, encoding="utf-8") as file:
                 root = yaml.compose(file, Loader=yaml.SafeLoader)
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             continue
         nodes = [root] if root else []
+        seen: set[int] = set()  # a value may stand in itself
         while nodes:
             node = nodes.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
             if isinstance(node, yaml.ScalarNode) and node.value == word:
                 return f" ({path}:{node.start_mark.line + 1})"
             if isinstance(node, yaml.MappingNode):
