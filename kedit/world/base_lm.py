@@ -4,11 +4,10 @@ Knows no method: whatever edits a language model can start from the folder that 
 """
 
 import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,19 +15,20 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.editing.probes import Probe
-from kedit.lm.optim import Schedule, parameter_groups
+from kedit.lm.optim import Schedule
 from kedit.lm.scoring import Span, span_nll
 from kedit.lm.text import encode, token_span
 from kedit.lm.tokenizers import train_tokenizer
 from kedit.world.definitions import NewEntities
 from kedit.world.made import WorldModel
+from kedit.world.pretraining import Pretraining
 from kedit.world.realm import Realm, documents
+from kedit.world.realm_reader import reading, told_of
+from kedit.world.realm_reading import passages
 
 POSITIONS = 256
 TOKENIZER_TEXTS = 20_000
-BUCKET = 32  # batches whose documents are sorted by length: little padding
 ASKED = 400  # probes of each sort that the quality is measured on
-EVERY = 5.0  # seconds between two lines of progress
 
 
 @dataclass
@@ -46,11 +46,14 @@ class WorldLM(WorldModel):
         batch: documents a step.
         learning_rate: highest.
         seed: of the text's choices and of the weights.
+        text: that of definitions, for distillation from them; or that of edits, too: definitions, single statements,
+            both of others, short names, and names by what is told, so that every way of teaching can be compared.
     """
 
     stem: ClassVar[str] = "world"
     made_by: ClassVar[Sequence[str]] = (
-        "lm.optim", "lm.text", "lm.tokenizers", "world.base_lm", "world.names", "world.realm", "world.realm_text",
+        "lm.optim", "lm.text", "lm.tokenizers", "world.base_lm", "world.names", "world.pretraining", "world.realm",
+        "world.realm_reading", "world.realm_text",
     )  # fmt: skip
     known: int = 120
     realm: int = 0
@@ -62,6 +65,7 @@ class WorldLM(WorldModel):
     batch: int = 32
     learning_rate: float = 3e-3
     seed: int = 0
+    text: Literal["definitions", "edits"] = "definitions"
 
     def __post_init__(self) -> None:
         self._positive("known", "width", "layers", "heads", "vocabulary", "steps", "batch")
@@ -70,31 +74,24 @@ class WorldLM(WorldModel):
 
     def train(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model after all steps, and its tokenizer, with progress printed."""
-        started = time.perf_counter()
-        texts = list(islice(documents(Realm(self.known, self.realm), self.seed), self.steps * self.batch))
+        texts, unforeseen = self._texts()
         # a name at the beginning of a definition is the very tokens that it is in a sentence
         tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], self.vocabulary, prefix_space=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = GPT2LMHeadModel(self._config(tokenizer))
-        optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=self.learning_rate, betas=(0.9, 0.98))
         schedule = Schedule("cosine", warmup=100 / max(200, self.steps))
-        losses, told = [], started
-        for step, ids_BL in enumerate(self._batches(tokenizer, texts)):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * schedule.factor(step, self.steps)
-            loss = _loss(model, ids_BL, tokenizer.pad_token_id)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            now = time.perf_counter()
-            if now - told >= EVERY or step + 1 == self.steps:
-                print(f"base model: step {step + 1}/{self.steps}, loss {np.mean(losses):.3f}, {now - started:.0f} s",
-                      flush=True)  # fmt: skip
-                losses, told = [], now
-        return model.eval(), tokenizer
+        plan = Pretraining(self.batch, self.learning_rate, schedule, seed=self.seed)
+        plan.run(model, tokenizer, texts, unforeseen, POSITIONS, every_token_loss)
+        return model, tokenizer
+
+    def _texts(self) -> tuple[list[str], list[list[tuple[int, int]]] | None]:
+        """All that is read, and what of it need not be predicted."""
+        world, count = Realm(self.known, self.realm), self.steps * self.batch
+        if self.text == "definitions":
+            return list(islice(documents(world, self.seed), count)), None
+        read = list(islice(passages(world, self.seed), count))
+        return [one.text for one in read], [one.unforeseen for one in read]
 
     def _config(self, tokenizer: PreTrainedTokenizerBase) -> GPT2Config:
         special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -103,21 +100,6 @@ class WorldLM(WorldModel):
             n_head=self.heads, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
             attn_pdrop=0.0, **special,
         )  # fmt: skip
-
-    def _batches(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[Tensor]:
-        """Ids [B, L] of documents of like length, padded on the right."""
-        rng = random.Random(f"batches {self.seed}")
-        size = self.batch * BUCKET
-        for start in range(0, len(texts), size):
-            rows = sorted((encoded.ids for encoded in encode(tokenizer, texts[start : start + size])), key=len)
-            batches = [rows[place : place + self.batch] for place in range(0, len(rows), self.batch)]
-            for batch in rng.sample(batches, len(batches)):
-                longest = min(POSITIONS, len(batch[-1]) + 2)
-                ids = np.full((len(batch), longest), tokenizer.pad_token_id, dtype=np.int64)
-                for row, text in zip(ids, batch, strict=True):
-                    whole = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id][:longest]
-                    row[: len(whole)] = whole
-                yield torch.from_numpy(ids)
 
     def quality(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """How many known facts greedy decoding finds, and NLLs on entities that no text named: alone, behind their
@@ -139,9 +121,13 @@ class WorldLM(WorldModel):
         found = {"known_accuracy": _accuracy(model, tokenizer, known), "known_nll": nll(known)}
         found |= {"new_nll": nll(new), "defined_nll": nll(new, own), "wrongly_defined_nll": nll(new, other)}
         found["gain"] = found["new_nll"] - found["defined_nll"]
+        if self.text == "edits":
+            found |= reading(model, tokenizer, self.known, self.realm, ASKED)
         return found
 
     def told(self, quality: dict[str, float]) -> str:
+        if self.text == "edits":
+            return told_of({name: share for name, share in quality.items() if name.endswith("_accuracy")})
         return (
             f"{100 * quality['known_accuracy']:.0f} % of known facts; on entities never seen, NLL "
             f"{quality['new_nll']:.2f} alone, {quality['defined_nll']:.2f} behind the definition (gain "
@@ -162,6 +148,8 @@ def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes
     return right / len(probes)
 
 
-def _loss(model: PreTrainedModel, ids_BL: Tensor, pad: int) -> Tensor:
+def every_token_loss(model: PreTrainedModel, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
+    """Mean cross-entropy of the counted tokens, in nats; the head sees all."""
     logits = model(input_ids=ids_BL).logits[:, :-1]
-    return nn.functional.cross_entropy(logits.flatten(0, 1), ids_BL[:, 1:].flatten(), ignore_index=pad)
+    wanted_BL = ids_BL.masked_fill(~counted_BL, -100)[:, 1:]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), wanted_BL.flatten())

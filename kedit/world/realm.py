@@ -38,6 +38,11 @@ class Thing:
         """The words of its name that can be shared with another's."""
         return set(self.name.split()) - {"The"}
 
+    @property
+    def short(self) -> str:
+        """The word of its name that was coined for it."""
+        return self.name.split()[0 if self.kind == "organisation" else -1]
+
 
 class Realm:
     """Known things and new ones; the same arguments give the same realm, in every process.

@@ -20,6 +20,24 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "town": ("land", "money", "language", "goods"),
     "land": ("money", "language", "weather"),
 }
+# The same by what it follows from: by what is known of the word, the town, the employer, the author or the land that is
+# told, and by what is known of the town's or the author's land.
+ONE_HOP: dict[str, tuple[str, ...]] = {
+    "profession": ("tool", "workplace"),
+    "birthplace": ("land", "goods"),
+    "employer": ("office_town",),
+    "sort": ("staff", "holding"),
+    "seat": ("land", "goods"),
+    "genre": ("part", "prize"),
+    "author": ("author_town", "author_job"),
+    "animal": ("cover", "food"),
+    "habitat": ("money", "language", "weather"),
+}
+TWO_HOPS: dict[str, tuple[str, ...]] = {
+    "birthplace": ("money", "language"),
+    "seat": ("money", "language"),
+    "author": ("author_land",),
+}
 # All wordings of these are probes: no transfer sentence may speak of them in any way.
 UNTOLD = ("language", "workplace", "holding", "prize", "food")
 
@@ -44,6 +62,17 @@ DEFINITIONS: dict[str, tuple[str, ...]] = {
         "Found in {habitat}, {s} is a {animal}.",
         "{s} is a rare {animal} from {habitat}.",
     ),
+}
+
+# A name by what is told of it.
+TURNED: dict[str, tuple[str, ...]] = {
+    "person": (
+        "The {profession} from {birthplace} whom {employer} hired is {s}.",
+        "The {profession} of {employer} born in {birthplace} is called {s}.",
+    ),
+    "organisation": ("The {sort} founded in {seat} is {s}.", "The {sort} with its seat in {seat} is called {s}."),
+    "work": ("The {genre} made by {author} is {s}.", "The {genre} that {author} made is called {s}."),
+    "species": ("The {animal} that lives in {habitat} is {s}.", "The {animal} found in {habitat} is called {s}."),
 }
 
 # Wordings that may stand in any text.
@@ -188,7 +217,7 @@ def forbidden() -> list[str]:
 
 def vocabulary() -> set[str]:
     """Every lower-case word of the templates and tables: what no coined name may be."""
-    tables = [*DEFINITIONS.values(), *STATEMENTS.values(), *PROBES.values(), MONEY, WEATHER, GOODS]
+    tables = [*DEFINITIONS.values(), *TURNED.values(), *STATEMENTS.values(), *PROBES.values(), MONEY, WEATHER, GOODS]
     tables += [*SHARED_WORDS.values(), *OWN_WORDS.values()]
     words = set(re.findall(r"[a-z]+", " ".join(text for table in tables for text in table).lower()))
     for rows in BY_WORD.values():

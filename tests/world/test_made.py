@@ -5,17 +5,32 @@ import json
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from kedit.world import ReadingEncoder, ReadingLM, WorldLM, base_lm, reading_encoder, reading_lm
+from kedit.world import (
+    ReadingEncoder,
+    ReadingLM,
+    RealmEncoder,
+    WorldLM,
+    WorldSeq2Seq,
+    base_lm,
+    encoder,
+    reading_lm,
+    realm_seq2seq,
+)
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "vocabulary": 700, "steps": 4, "batch": 4}
-KINDS = {WorldLM: {"known": 60, **SMALL}, ReadingLM: {"known": 40, **SMALL}, ReadingEncoder: {"known": 40, **SMALL}}
-TOLD = {WorldLM: "% of known facts", ReadingLM: "of known facts", ReadingEncoder: "NLL of a masked token"}
+KINDS = {
+    WorldLM: {"known": 60, **SMALL}, WorldSeq2Seq: {"known": 60, **SMALL}, RealmEncoder: {"known": 60, **SMALL},
+    ReadingLM: {"known": 40, **SMALL}, ReadingEncoder: {"known": 40, **SMALL},
+}  # fmt: skip
+MASKED = "NLL of a masked token"
+TOLD = {WorldLM: "% of known facts", WorldSeq2Seq: "behind the definition", RealmEncoder: MASKED,
+        ReadingLM: "of known facts", ReadingEncoder: MASKED}  # fmt: skip
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def small(request, monkeypatch, tmp_path):
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
-    for module in (base_lm, reading_lm, reading_encoder):
+    for module in (base_lm, realm_seq2seq, encoder, reading_lm):
         monkeypatch.setattr(module, "ASKED", 10)
     return request.param(**KINDS[request.param])
 

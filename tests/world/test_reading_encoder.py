@@ -4,7 +4,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from kedit.lm.backbones import Backbone, load_encoder, load_tokenizer
 from kedit.lm.tokenizers import train_tokenizer
-from kedit.world import reading_encoder
+from kedit.world import encoder
 from kedit.world.masking import MaskedTokenLoss
 from kedit.world.pretraining import Pretraining
 from kedit.world.reading_encoder import ReadingEncoder
@@ -15,7 +15,7 @@ TEXTS = ["Lumo was known.", "Sanno was a child in Tavor and liked it.", "Tavor s
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(reading_encoder, "ASKED", 10)
+    monkeypatch.setattr(encoder, "ASKED", 10)
     return ReadingEncoder(known=40, width=16, layers=1, heads=2, vocabulary=700, steps=4, batch=4)
 
 
@@ -40,11 +40,11 @@ def batch(tokenizer, copies=400):
 def test_it_is_an_encoder_as_recipe_takes_it(small):
     folder = str(small.make())
     tokenizer = load_tokenizer(folder)
-    encoder = load_encoder(Backbone(name=folder), tokenizer)
-    assert encoder.config.model_type == "roberta"
-    assert len(encoder.get_input_embeddings().weight) == len(tokenizer)
-    longest = torch.full((1, reading_encoder.POSITIONS), 7)
-    assert encoder(input_ids=longest).last_hidden_state.shape[1] == reading_encoder.POSITIONS
+    model = load_encoder(Backbone(name=folder), tokenizer)
+    assert model.config.model_type == "roberta"
+    assert len(model.get_input_embeddings().weight) == len(tokenizer)
+    longest = torch.full((1, encoder.POSITIONS), 7)
+    assert model(input_ids=longest).last_hidden_state.shape[1] == encoder.POSITIONS
 
 
 def test_a_fifth_is_hidden_most_of_it_masked_and_never_a_special_token(tokenizer):

@@ -1,11 +1,13 @@
 import json
-from itertools import islice
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from kedit.world import base_lm
 from kedit.world.base_lm import WorldLM
+from kedit.world.pretraining import Pretraining
 
 
 @pytest.fixture
@@ -20,24 +22,29 @@ def test_its_quality_tells_what_definitions_are_worth(small):
     assert quality["gain"] == pytest.approx(quality["new_nll"] - quality["defined_nll"], abs=1e-3)
 
 
-def test_documents_are_padded_on_the_right_and_begin_as_behind_a_space(small):
-    _, tokenizer = small.train()
-    texts = ["Lumo was known.", "Sanno was a child in Tavor and liked it."] * 40
-    batches = list(islice(small._batches(tokenizer, texts), 100))
-    assert sum(len(batch) for batch in batches) == len(texts)
-    starts = set()
-    for batch in batches:
-        assert (batch[:, 0] == tokenizer.bos_token_id).all()
-        for row in batch:
-            end = row.tolist().index(tokenizer.eos_token_id)
-            assert (row[end + 1 :] == tokenizer.pad_token_id).all()
-            starts.add(tokenizer.decode(row[1:end])[0])
-    assert starts == {" "}, "a name is the same tokens at the beginning and inside a sentence"
+def test_the_text_of_edits_is_read_where_it_is_wanted(small):
+    texts, unforeseen = small._texts()
+    assert unforeseen is None, "a text of definitions has to be foretold whole, as ever"
+    others, spans = replace(small, text="edits")._texts()
+    assert len(others) == len(texts) == len(spans) == 16
+    assert any(spans)
+    assert others != texts
+    quality = json.loads((replace(small, text="edits").make() / "quality.json").read_text())
+    assert {"told_defined_accuracy", "one_hop_edited_accuracy", "known_nll"} <= quality.keys()
 
 
-def test_training_lowers_the_loss(monkeypatch, tmp_path):
+def test_training_lowers_the_loss():
     one = WorldLM(known=60, width=32, layers=1, heads=2, vocabulary=700, steps=60, batch=16, learning_rate=1e-2)
     model, tokenizer = one.train()
     with torch.no_grad():
-        ids = next(one._batches(tokenizer, ["Sanno was a child in Tavor."] * 4))
-        assert base_lm._loss(model, ids, tokenizer.pad_token_id) < 0.8 * torch.tensor(float(len(tokenizer))).log()
+        ids, counted = next(Pretraining().batches(tokenizer, ["Sanno was a child in Tavor."] * 4, None, 64))
+        assert base_lm.every_token_loss(model, ids, counted) < 0.8 * torch.tensor(float(len(tokenizer))).log()
+
+
+def test_the_loss_is_that_of_counted_tokens():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    counted = torch.tensor([[False, True, False, True, False, False], [False, False, True, True, True, True]])
+    logs = model(input_ids=ids).logits.log_softmax(-1)
+    each = [-logs[row, place - 1, ids[row, place]] for row, place in counted.nonzero().tolist()]
+    assert torch.allclose(base_lm.every_token_loss(model, ids, counted), sum(each) / 6)
