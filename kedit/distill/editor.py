@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.distill.edits import Edit, EditSettings, joined, read_edits, whole_folder, write_edits
 from kedit.distill.learn import joined_config, learn, rows_of
 from kedit.distill.own_sentences import check_lengths, gather
-from kedit.distill.sampling import sample
+from kedit.distill.sampling import prompt_ids, sample
 from kedit.distill.teacher import model_fingerprint
-from kedit.editing.probes import Fact, Knowledge, check_facts
+from kedit.editing.probes import Fact, Knowledge, Probe, check_facts
 from kedit.editing.sources import DataError
 from kedit.lm.adapters import Lora, adapter_off, apply_adapter, target_layers
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
@@ -58,6 +58,10 @@ class EditReport:
     seconds: float
     first_loss: float
     last_loss: float
+
+
+class NothingUsable(DataError):
+    """There is no sentence that any of the facts could be learned from; the model is as it was."""
 
 
 class Forgotten(NamedTuple):
@@ -95,6 +99,8 @@ class DistillEditor:
         base: hub id or folder of the model, to be named by saved adapters; by default what the model says.
         revision: of a hub model.
         progress: whether to show how far an edit is.
+        bos: what stands before all that the model reads, in learning as in asking. None: BOS where the tokenizer has
+            one. False: what the tokenizer itself puts there. True: that, with BOS before it unless it begins so.
 
     Attributes:
         edits: what the model was taught, call by call.
@@ -109,6 +115,7 @@ class DistillEditor:
         base: str | None = None,
         revision: str | None = None,
         progress: bool = True,
+        bos: bool | None = None,
     ):
         if model.config.is_encoder_decoder:
             raise DataError(f"{model.config.model_type} is an encoder-decoder, wanted a decoder-only model")
@@ -116,7 +123,9 @@ class DistillEditor:
         target_layers(model, self.lora.targets)  # says what does not fit
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.base: str = base or model.config.name_or_path or ""
-        self.revision, self.progress = revision, progress
+        if bos and tokenizer.bos_token_id is None:
+            raise DataError("bos is true, and the tokenizer has no BOS token: leave bos out")
+        self.revision, self.progress, self.bos = revision, progress, bos
         self.edits: list[Edit] = []
         self._adapted: PeftModel | None = None
 
@@ -131,6 +140,7 @@ class DistillEditor:
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         revision: str | None = None,
         progress: bool = True,
+        bos: bool | None = None,
     ) -> Self:
         """Load a model.
 
@@ -143,13 +153,14 @@ class DistillEditor:
             dtype: of the model's weights; those of adapters are float32.
             revision: branch, tag or commit of a hub model.
             progress: whether to show how far an edit is.
+            bos: what stands before all that the model reads, as for the editor itself.
         """
         if lora is not None and adapter is not None:
             raise DataError("lora and adapter are both given: an adapter says itself how it is made; leave lora out")
         tokenizer = load_tokenizer(name, revision)
         model = load_causal(Backbone(name=str(name), dtype=dtype, revision=revision), tokenizer)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-        editor = cls(model, tokenizer, lora, settings, str(name), revision, progress)
+        editor = cls(model, tokenizer, lora, settings, str(name), revision, progress, bos)
         if adapter is not None:
             editor.load(adapter)
         return editor
@@ -172,7 +183,7 @@ class DistillEditor:
             between = target[: len(target) - len(own)] or ("" if not prompt or prompt[-1].isspace() else " ")
             spans.append(Span(prompt + between, own))
         try:
-            return span_nll(self.model, self.tokenizer, spans)
+            return span_nll(self.model, self.tokenizer, spans, bos=self.bos)
         except ValueError as error:
             raise DataError(str(error)) from error
 
@@ -185,7 +196,8 @@ class DistillEditor:
         seed: int = 0,
     ) -> list[str]:
         """What the model writes behind each prompt: its likeliest tokens, or at a temperature above 0 samples."""
-        return sample(self.model, self.tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature,
+        rows = prompt_ids(self.tokenizer, prompts, self.bos)
+        return sample(self.model, self.tokenizer, rows, max_new_tokens=max_new_tokens, temperature=temperature,
                       top_p=top_p, seed=seed)  # fmt: skip
 
     def compare(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[Comparison]:
@@ -202,6 +214,7 @@ class DistillEditor:
         facts: Sequence[Fact],
         sentences: Mapping[str, Sequence[str]] | None = None,
         settings: EditSettings | None = None,
+        probes: Sequence[Probe] = (),
     ) -> EditReport:
         """Teach the model facts, all in one adapter.
 
@@ -210,32 +223,37 @@ class DistillEditor:
             sentences: for facts, by id, sentences that mention the entity, as they might be said of it; of the others
                 the initial model writes some, reading the definition.
             settings: how this edit is made; by default as all are.
+            probes: what will be asked, and is neither learned from nor held in place: sentences that hold one with its
+                answer are left out, and text to stay the same on that holds one at all.
 
         Raises:
-            DataError: no facts, or bad ones; one that was taught before; a definition longer than the model reads; not
-                one usable sentence. The model is as it was.
+            NothingUsable: there is not one usable sentence.
+            DataError: no facts, or bad ones; one that was taught before; a definition longer than the model reads. The
+                model is as it was.
         """
         began, settings = time.perf_counter(), settings or self.settings
         facts, sentences = list(facts), dict(sentences or {})
         self._check(facts, sentences)
-        check_lengths(self.model, self.tokenizer, facts, sentences, settings)
+        check_lengths(self.model, self.tokenizer, facts, sentences, settings, self.bos)
         number = 1 + max((edit.number for edit in self.edits), default=-1)
         made = datetime.now(UTC).isoformat(timespec="seconds")
         with self._bare():
-            found, skipped = gather(self.model, self.tokenizer, facts, sentences, settings, self.progress)
+            found, skipped = gather(
+                self.model, self.tokenizer, facts, sentences, settings, self.progress, probes, self.bos
+            )
             whole = Edit(number, tuple(facts), tuple(found), settings, made)
-            rows = rows_of(self.model, self.tokenizer, whole)
+            rows = rows_of(self.model, self.tokenizer, whole, self.bos)
             skipped += rows.skipped
             usable = {row.fact for row in rows.rows}
             if not usable:
                 reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-                raise DataError(f"no usable sentence for any of {len(facts)} facts: {reasons or 'none were given'}")
+                raise NothingUsable(f"no usable sentence for any of {len(facts)} facts: {reasons or 'none were given'}")
             without = tuple(fact.id for place, fact in enumerate(facts) if place not in usable)
             edit = whole.without(set(without))
             if (keep := settings.regularisation).wanted:
-                known = Knowledge(list(edit.facts), [])
+                known = Knowledge(list(edit.facts), [], {"asked": list(probes)})
                 edit.sentences += tuple(
-                    keep.sentences(self.model, self.tokenizer, known, edit.sentences, settings.seed)
+                    keep.sentences(self.model, self.tokenizer, known, edit.sentences, settings.seed, bos=self.bos)
                 )
             losses = self._learn(edit, self.edits)
             self.edits.append(edit)
@@ -365,7 +383,7 @@ class DistillEditor:
 
     def _learn(self, edit: Edit, earlier: Sequence[Edit]) -> list[float]:
         """Learn an edit on the bare model, which is bare again afterwards; the loss of every step."""
-        losses = learn(self.model, self.tokenizer, edit, earlier, self.lora, self.progress)
+        losses = learn(self.model, self.tokenizer, edit, earlier, self.lora, self.progress, self.bos)
         self._take_off()
         return losses
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -37,6 +37,8 @@ class EditSettings:
     Args:
         sentences: how many the model writes of each fact for which none are given.
         rounds: how often it is asked again for those that it lacks.
+        start_with_name: let it go on from the entity's name; `where_needed` does so every other round, for facts that
+            lack sentences, and otherwise leaves it free to name the entity later.
         max_new_tokens: longest sentence that it writes.
         temperature: at which it writes.
         top_p: from how likely tokens.
@@ -57,6 +59,7 @@ class EditSettings:
 
     sentences: int = 5
     rounds: int = 4
+    start_with_name: bool | Literal["where_needed"] = True
     max_new_tokens: int = 48
     temperature: float = 0.9
     top_p: float = 0.95
@@ -78,6 +81,9 @@ class EditSettings:
         for name in ("sentences", "rounds", "max_new_tokens", "passes", "batch", "row_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"settings.{name} is {getattr(self, name)}, wanted at least 1")
+        if self.start_with_name not in (True, False, "where_needed"):
+            came = self.start_with_name
+            raise ValueError(f"settings.start_with_name is {came!r}, wanted true, false or where_needed")
         for name in ("temperature", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"settings.{name} is {getattr(self, name)}, wanted more than 0")

@@ -24,12 +24,15 @@ from kedit.lm.causal import position_limit, states
 from kedit.lm.divergences import Head
 
 
-def rows_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: Edit) -> TransferRows:
-    """An edit's sentences, tokenised."""
+def rows_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: Edit, bos: bool | None = None
+) -> TransferRows:
+    """An edit's sentences, tokenised, with what `start_ids` says of `bos` before them."""
     settings = edit.settings
     return make_rows(
-        tokenizer, edit.sentences, settings.template, settings.positions, position_limit(model.config), edit.facts
-    )
+        tokenizer, edit.sentences, settings.template, settings.positions, position_limit(model.config), edit.facts,
+        bos=bos,
+    )  # fmt: skip
 
 
 def joined_config(model: PreTrainedModel, lora: Lora, edits: int) -> LoraConfig:
@@ -44,6 +47,7 @@ def learn(
     earlier: Sequence[Edit],
     lora: Lora,
     progress: bool = True,
+    bos: bool | None = None,
 ) -> list[float]:
     """Learn an edit's adapter and note it in the edit; the model has it when this is done, beside that of `earlier`.
 
@@ -54,6 +58,7 @@ def learn(
         earlier: edits in whose presence it is learned; they stay as they are.
         lora: the adapter of an edit.
         progress: whether to show how far it is.
+        bos: what stands before every text, as `start_ids` says.
 
     Returns:
         the loss of every step.
@@ -62,7 +67,7 @@ def learn(
         DataError: states or loss are not finite.
     """
     settings, device = edit.settings, model.device
-    rows = rows_of(model, tokenizer, edit)
+    rows = rows_of(model, tokenizer, edit, bos)
     own: list[list[int]] = [[] for _ in edit.facts]
     kept: list[list[int]] = [[] for _ in edit.facts]
     for number, row in enumerate(rows.rows):

@@ -14,16 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.distill.edits import EditSettings, sentence
 from kedit.distill.generators import own_seed, tidy
 from kedit.distill.mentions import end_of_line
+from kedit.distill.regularise import answered
 from kedit.distill.rows import Sentence
 from kedit.distill.sampling import prompt_ids, sample
 from kedit.distill.transfer import Filters, TransferSentence
-from kedit.editing.probes import Fact
+from kedit.editing.probes import Fact, Probe
 from kedit.editing.sources import DataError
 from kedit.lm.causal import position_limit, start_ids
 from kedit.lm.text import encode
 
 GIVEN = Filters(min_words_after=0, min_words=0, max_words=sys.maxsize)
 """For sentences of the user's own: only what cannot be learned from is left out."""
+ASKED = "in the words of a probe"
 
 
 def bar(what: str, total: int, unit: str, shown: bool) -> tqdm:
@@ -38,15 +40,16 @@ def check_lengths(
     facts: Sequence[Fact],
     given: Mapping[str, Sequence[str]],
     settings: EditSettings,
+    bos: bool | None = None,
 ) -> None:
-    """Refuse definitions that leave no room for a sentence.
+    """Refuse definitions that leave no room for a sentence, `bos` standing before them as `start_ids` says.
 
     Raises:
         DataError: one is too long; it is named.
     """
-    limit, begin = position_limit(model.config), len(start_ids(tokenizer))
+    limit, begin = position_limit(model.config), len(start_ids(tokenizer, bos))
     definitions = encode(tokenizer, [fact.definition for fact in facts])
-    prompts = prompt_ids(tokenizer, [_prompt(fact) for fact in facts])
+    prompts = prompt_ids(tokenizer, [_prompt(fact) for fact in facts], bos)
     for fact, definition, prompt in zip(facts, definitions, prompts, strict=True):
         alone = begin + len(definition.ids)
         needed = alone + 1 if fact.id in given else len(prompt) + settings.max_new_tokens
@@ -64,6 +67,8 @@ def gather(
     given: Mapping[str, Sequence[str]],
     settings: EditSettings,
     progress: bool = True,
+    probes: Sequence[Probe] = (),
+    bos: bool | None = None,
 ) -> tuple[list[Sentence], Counter[str]]:
     """Sentences about facts, and how many were left out, by reason.
 
@@ -74,6 +79,8 @@ def gather(
         given: sentences by fact id.
         settings: how they are written and which are kept.
         progress: whether to show how far it is.
+        probes: what will be asked: a sentence that holds one with its answer is left out.
+        bos: what the model writes behind, as `start_ids` says.
     """
     found: list[Sentence] = []
     dropped: Counter[str] = Counter()
@@ -84,6 +91,9 @@ def gather(
         if filters.require_mention is None:
             filters = replace(filters, require_mention=settings.positions == "after_mention")
         fact = facts[number]
+        if answered([text], probes):
+            dropped[ASKED] += 1
+            return
         result = filters.judge(TransferSentence(fact, text), seen[fact.id])
         if isinstance(result, str):
             dropped[result] += 1
@@ -103,6 +113,7 @@ def gather(
         ]
         if not lacking:
             break
+        named = settings.start_with_name is True or (settings.start_with_name == "where_needed" and turn % 2 == 1)
         with bar("writing sentences", len(lacking), "sentences", progress) as shown:
 
             def told(more: int, shown: tqdm = shown) -> None:
@@ -111,7 +122,7 @@ def gather(
             texts = sample(
                 model,
                 tokenizer,
-                [_prompt(facts[number]) for number, _ in lacking],
+                prompt_ids(tokenizer, [_prompt(facts[number], named) for number, _ in lacking], bos),
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
@@ -122,9 +133,9 @@ def gather(
         for (number, _), text in zip(lacking, texts, strict=True):
             # a model that went straight on to another line has said nothing
             said = text.strip() and not text.startswith("\n")
-            judge(number, tidy(facts[number].name + text) if said else "", settings.filters)
+            judge(number, tidy(facts[number].name * named + text) if said else "", settings.filters)
     return found, dropped
 
 
-def _prompt(fact: Fact) -> str:
-    return f"{fact.definition.strip()} {fact.name}"
+def _prompt(fact: Fact, named: bool = True) -> str:
+    return f"{fact.definition.strip()} {fact.name}" if named else fact.definition.strip()

@@ -23,7 +23,7 @@ from kedit.distill.mentions import count_words, end_of_line, find_mention
 from kedit.distill.near_names import near_names
 from kedit.distill.rows import Kind, Sentence
 from kedit.distill.sampling import sample
-from kedit.editing.probes import Fact, Knowledge
+from kedit.editing.probes import Fact, Knowledge, Probe
 from kedit.editing.records import existing_file, read_json_lines
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone, load_causal, load_tokenizer
@@ -80,7 +80,7 @@ class Regularisation:
 
     def sentences(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge,
-        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None = None,
+        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None = None, bos: bool | None = None,
     ) -> list[Sentence]:  # fmt: skip
         """All of it, each with the fact in whose steps it is read, but for what names a fact that is to be learned (the
         model is not to stay the same there) and what a probe asks (it would be judged by what it was trained on).
@@ -92,29 +92,31 @@ class Regularisation:
             edits: the sentences of the transfer set.
             seed: of the sampling and of all choices.
             progress: told how many more sentences are written.
+            bos: what they are written behind, as `start_ids` says.
 
         Raises:
             DataError: names are to be swapped, and none are known.
         """
         renamed = self._swapped(knowledge, edits, seed) if self.swapped else []
         renamed += self._near(tokenizer, knowledge, edits, seed) if self.near else []
-        found = self._written(model, tokenizer, knowledge.facts, edits, seed, progress) + renamed
+        found = self._written(model, tokenizer, knowledge.facts, edits, seed, progress, bos) + renamed
         return without_probes(found, knowledge, self.asked_about)
 
     def _written(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact],
-        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None,
+        edits: Sequence[Sentence], seed: int, progress: Callable[[int], None] | None, bos: bool | None,
     ) -> list[Sentence]:  # fmt: skip
         if not self.text + self.alike:
             return []
         rng = random.Random(f"written {seed}")
-        start = start_ids(tokenizer)
+        start = start_ids(tokenizer, bos)
+        nothing = start or start_ids(tokenizer)  # even a model that is asked without BOS needs something to begin with
         names = [name.ids.tolist() for name in encode(tokenizer, [fact.name for fact in facts], leading_space=True)]
         frames = [one.text[: one.mention[0]].rstrip() for one in edits if one.mention is not None and one.mention[0]]
         before = [frame.ids.tolist() for frame in encode(tokenizer, frames, leading_space=True)] or [[]]
         prompts: list[list[int]] = []
         for name in names:
-            prompts += [start or name[:1]] * self.text
+            prompts += [nothing or name[:1]] * self.text
             for number in range(self.alike):
                 beginning = name[: rng.randint(1, max(1, len(name) - 1))]
                 prompts.append(start + (rng.choice(before) if number % 2 else []) + beginning)
@@ -174,6 +176,44 @@ def _renamed(edits: Sequence[Sentence], names: Sequence[Sequence[str]]) -> list[
     return found
 
 
+class _Texts:
+    """Texts in which many others are looked for."""
+
+    def __init__(self, whole: Sequence[str]) -> None:
+        self.whole, self.joined, self.starts = whole, "\n".join(whole), [0]
+        for text in whole:
+            self.starts.append(self.starts[-1] + len(text) + 1)
+
+    def holding(self, wanted: Iterable[str]) -> set[int]:
+        """Numbers of the texts in which one of these stands word for word."""
+        found = set()
+        for text in set(wanted) - {""}:
+            at = self.joined.find(text)
+            while at >= 0:
+                number = bisect_right(self.starts, at) - 1
+                found.add(number)
+                at = self.joined.find(text, self.starts[number + 1])
+        return found
+
+
+def _question(probe: Probe) -> str:
+    """A probe up to its span, unless that is no more than an opening."""
+    return (probe.left if count_words(probe.left) >= OPENING else probe.left + probe.span).strip()
+
+
+def answered(texts: Sequence[str], probes: Iterable[Probe]) -> set[int]:
+    """Numbers of the texts in which a probe stands with one of its answers, word for word; one that has none by its
+    question, unless that is no more than an opening. For sentences of a fact, which may well begin as a probe of it.
+    """
+    wanted: set[str] = set()
+    for probe in probes:
+        answers = {probe.span, *probe.answers} - {""}
+        wanted |= {(probe.left + answer).strip() for answer in answers}
+        if not answers and count_words(probe.left) >= OPENING:
+            wanted.add(probe.left.strip())
+    return _Texts(texts).holding(wanted)
+
+
 def probed_entities(knowledge: Knowledge) -> list[str]:
     """Whom the probes of specificity ask about, as far as they say."""
     return sorted({probe.entity for probes in knowledge.specificity.values() for probe in probes} - {""})
@@ -184,30 +224,14 @@ def without_probes(sentences: Sequence[Sentence], knowledge: Knowledge, asked_ab
     `asked_about`, nor name whom these ask about. How many go is printed.
     """
     probes = [probe for probes in knowledge.specificity.values() for probe in probes]
-    whole, starts = [], [0]
-    for sentence in sentences:
-        whole.append(sentence.text)
-        starts.append(starts[-1] + len(sentence.text) + 1)
-    joined = "\n".join(whole)
-
-    def holding(wanted: Iterable[str]) -> set[int]:
-        found = set()
-        for text in set(wanted):
-            at = joined.find(text)
-            while at >= 0:
-                number = bisect_right(starts, at) - 1
-                found.add(number)
-                at = joined.find(text, starts[number + 1])
-        return found
+    texts = _Texts([sentence.text for sentence in sentences])
+    whole = texts.whole
 
     def naming(names: Sequence[str]) -> set[int]:
-        return {number for number in holding(names) if find_mention(whole[number], names)}
+        return {number for number in texts.holding(names) if find_mention(whole[number], names)}
 
     named = {number for fact in knowledge.facts for number in naming(fact.names)}
-    # up to the span, unless that is no more than an opening
-    asked = holding(
-        (probe.left if count_words(probe.left) >= OPENING else probe.left + probe.span).strip() for probe in probes
-    )
+    asked = texts.holding(map(_question, probes))
     if patterns := [re.compile(pattern.replace("{name}", ".+?")) for pattern in knowledge.forbidden]:
         asked |= {number for number, text in enumerate(whole) if any(one.search(text) for one in patterns)}
     if not asked_about:

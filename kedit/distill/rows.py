@@ -144,6 +144,7 @@ def make_rows(
     limit: int | None = None,
     facts: Sequence[Fact] = (),
     reference: bool = False,
+    bos: bool | None = None,
 ) -> TransferRows:
     """Tokenise sentences for student and teacher.
 
@@ -157,6 +158,7 @@ def make_rows(
         limit: most tokens that the model reads, the prefix included.
         facts: what the sentences' `fact` counts in, for complaints.
         reference: as the paper's code, score also the prediction after the last token where all are scored.
+        bos: what stands before every text, as `start_ids` says.
 
     Raises:
         DataError: a definition alone fills all that the model reads.
@@ -164,7 +166,7 @@ def make_rows(
     """
     template = template or Template()
     given = [Sentence(*sentence) for sentence in sentences]
-    start = np.asarray(start_ids(tokenizer), dtype=np.int32)
+    start = np.asarray(start_ids(tokenizer, bos), dtype=np.int32)
     made = TransferRows(start, [], [], facts=facts)
 
     contexts: dict[str, int] = {}  # what stands before, to its number

@@ -20,13 +20,14 @@ LOOK_EVERY = 4  # steps between two looks at what is finished
 NUCLEUS = 1024  # likeliest tokens that mostly hold top_p: to sort all of a large vocabulary takes longer than the model
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts to be continued: BOS where the tokenizer has one, and for an empty text EOS at need.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], bos: bool | None = None) -> list[list[int]]:
+    """Ids of texts to be continued: BOS where the tokenizer has one, or as `bos` says (`start_ids`), and for an empty
+    text EOS at need.
 
     Raises:
         DataError: a text is empty and there is no token to begin with.
     """
-    begin = start_ids(tokenizer)
+    begin = start_ids(tokenizer, bos)
     rows = [begin + encoded.ids.tolist() for encoded in encode(tokenizer, prompts)]
     if not all(rows):
         if tokenizer.eos_token_id is None:

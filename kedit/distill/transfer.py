@@ -17,6 +17,7 @@ from typing import Any
 from kedit.distill.mentions import count_words, find_mention
 from kedit.editing import records
 from kedit.editing.probes import Fact, check_facts
+from kedit.editing.problems import BadInput, each, refuse_empty
 from kedit.editing.sources import DataError
 
 
@@ -80,16 +81,12 @@ def read_facts(path: str | Path) -> list[Fact]:
             empty, two facts share an id or a name; or the file holds none.
     """
     if not (path := Path(path)).is_file():
-        raise DataError(f"no file {path}: wanted facts as JSON lines with id, name and definition")
-    facts = []
-    for where, line in records.read_json_lines(path):
-        id, name, definition = records.fields(line, where, id=str, name=str, definition=str)
-        _spelling(line, FACT_KEYS, where)
-        if not id.strip():
-            raise DataError(f"{where}: the id of {name!r} is empty")
-        facts.append(Fact(id, name, definition, _aliases(line, where), where))
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise BadInput("", f"no file {path}: it {what}", "wanted facts as JSON lines with id, name and definition")
+    facts = list(each(records.read_json_lines(path), _read_fact))
     if not facts:
-        raise DataError(f"{path} holds no facts: wanted JSON lines with id, name and definition")
+        remedy = "wanted JSON lines with id, name and definition"
+        refuse_empty(BadInput("", f"{path} holds no facts", remedy))
     check_facts(facts)
     return facts
 
@@ -107,25 +104,37 @@ def read_transfer_set(path: str | Path, facts: Iterable[Fact] = ()) -> list[Tran
     if (path := Path(path)).is_dir():
         path /= SENTENCES
     if not path.is_file():
-        raise DataError(f"no file {path}: wanted a transfer set, as the command transfer writes it, or JSON lines")
+        remedy = "wanted a transfer set, as the command transfer writes it, or JSON lines"
+        raise BadInput("", f"no file {path}", remedy)
     known = {fact.id: fact for fact in facts}
     by_name = {fact.name: fact for fact in known.values()}
-    sentences = []
-    for where, line in records.read_json_lines(path):
+
+    def read(line: Any, where: str) -> TransferSentence:
         (text,) = records.fields(line, where, text=str)
         _spelling(line, KEYS, where)
         if not text.strip():
-            raise DataError(f"{where}: the text is empty")
+            raise BadInput(where, "the text is empty", "write the sentence, or leave the line out", "text")
         fact = _fact(line, where, known, by_name)
         if fact.id not in known:
             check_facts([fact])
             if other := by_name.get(fact.name):
-                raise DataError(f"{where}: {fact.name!r} is fact {fact.id!r} here and {other.id!r} at {other.where}")
+                what = f"{fact.name[:60]!r} is fact {fact.id[:60]!r} here and {other.id[:60]!r} at {other.where}"
+                raise BadInput(where, what, "give an entity one id", "fact")
             known[fact.id] = by_name[fact.name] = fact
-        sentences.append(from_record(line, fact, where))
+        return from_record(line, fact, where)
+
+    sentences = list(each(records.read_json_lines(path), read))
     if not sentences:
-        raise DataError(f"{path} holds no sentences")
+        refuse_empty(BadInput("", f"{path} holds no sentences", "wanted a JSON line for each, with text and fact"))
     return sentences
+
+
+def _read_fact(line: Any, where: str) -> Fact:
+    id, name, definition = records.fields(line, where, id=str, name=str, definition=str)
+    _spelling(line, FACT_KEYS, where)
+    if not id.strip():
+        raise BadInput(where, f"the id of {name[:60]!r} is empty", "give it one of its own", "id")
+    return Fact(id, name, definition, _aliases(line, where), where)
 
 
 def write_transfer_set(path: Path, sentences: Iterable[TransferSentence]) -> None:
@@ -162,12 +171,15 @@ def from_record(record: Mapping[str, Any], fact: Fact, where: str = "") -> Trans
         if len(pair := list(mention) if isinstance(mention, list | tuple) else []) != 2 or not all(
             type(offset) is int for offset in pair
         ):
-            raise DataError(f"{where}: 'mention' is {mention!r}, wanted [start, end] or null")
+            what = f"'mention' is {records.kind_of(mention)}, wanted [start, end] or null"
+            raise BadInput(where, what, "count characters from 0, or leave it out: it is looked for", "mention")
         if not 0 <= pair[0] < pair[1] <= len(text):
-            raise DataError(f"{where}: the mention {pair} lies outside the text of {len(text)} characters")
+            what = f"the mention {pair} lies outside the text of {len(text)} characters"
+            raise BadInput(where, what, "correct it, or leave it out: it is looked for", "mention")
         mention = pair[0], pair[1]
     if not isinstance(context, str):
-        raise DataError(f"{where}: 'context' is {type(context).__name__}, wanted str")
+        what = f"'context' is {records.kind_of(context)}, wanted str"
+        raise BadInput(where, what, "quote it, or leave it out", "context")
     origin = Provenance(**{key: record[key] for key in ORIGIN if key in record})
     return TransferSentence(fact, text, mention, context, origin, where)
 
@@ -178,18 +190,17 @@ def _fact(line: dict[str, Any], where: str, known: Mapping[str, Fact], by_name: 
             records.fields(line, where, **{key: str})
     id, name, definition = line.get("fact"), line.get("name"), line.get("definition")
     if id is None and name is None:
-        raise DataError(f"{where}: says of no fact: give 'fact' (its id) or 'name'")
+        raise BadInput(where, "says of no fact", "give 'fact' (its id) or 'name'", "fact")
     fact = known.get(id) if id is not None else by_name.get(name or "")
     if fact is None:
         if name is None or definition is None:
-            raise DataError(
-                f"{where}: no fact {name if id is None else id!r} among the {len(known)} facts: give the line 'name' "
-                "and 'definition', or the facts"
-            )
+            what = f"no fact {(name if id is None else id)!r} among the {len(known)} facts"
+            raise BadInput(where, what, "give the line 'name' and 'definition', or the facts", "fact")
         return Fact(id or name, name, definition, _aliases(line, where), where)
     for key, mine, other in (("name", name, fact.name), ("definition", definition, fact.definition)):
         if mine is not None and mine != other:
-            raise DataError(f"{where}: the {key} of {fact.id!r} is {mine[:80]!r}, at {fact.where} {other[:80]!r}")
+            what = f"the {key} of {fact.id[:60]!r} is {mine[:80]!r}, at {fact.where} {other[:80]!r}"
+            raise BadInput(where, what, "make them agree, or leave it out here", key)
     return fact
 
 
@@ -199,7 +210,7 @@ def _aliases(line: dict[str, Any], where: str) -> tuple[str, ...]:
         return ()
     (aliases,) = records.fields(line, where, aliases=list)
     if not all(alias.strip() for alias in records.strings(aliases, where, "aliases")):
-        raise DataError(f"{where}: an alias is empty")
+        raise BadInput(where, "an alias is empty", "take it out", "aliases")
     return tuple(aliases)
 
 
@@ -207,7 +218,7 @@ def _spelling(line: dict[str, Any], keys: Sequence[str], where: str) -> None:
     for key in line.keys() - set(keys):
         missing = [name for name in keys if name not in line]
         if near := difflib.get_close_matches(key, missing, 1, 0.8):
-            raise DataError(f"{where}: unknown key {key!r}: did you mean {near[0]!r}?")
+            raise BadInput(where, f"unknown key {key[:60]!r}", f"did you mean {near[0]!r}?", key[:60])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Shapes: B rows, L tokens, C tokens of a prefix, D width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,21 @@ def pack(rows: Sequence[Sequence[np.ndarray]], width: int | None = None) -> Caus
     return CausalRows(*lay_out(rows, pad=0, width=width))
 
 
-def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands before a text: the tokenizer's BOS, or nothing where it has none."""
-    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+def start_ids(tokenizer: PreTrainedTokenizerBase, bos: bool | None = None) -> list[int]:
+    """What stands before a text.
+
+    Args:
+        tokenizer: a fast one.
+        bos: None: its BOS, or nothing where it has none. False: what the tokenizer itself puts there. True: that, with
+            BOS before it unless it begins so.
+    """
+    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    if bos is None:
+        return begin
+    read = tokenizer("a", return_special_tokens_mask=True)
+    marked = zip(read["input_ids"], read["special_tokens_mask"], strict=True)
+    own = [int(id) for id, _ in takewhile(lambda one: one[1], marked)]
+    return own if not bos or own[: len(begin)] == begin else begin + own
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:

@@ -72,6 +72,7 @@ def span_nll(
     contexts: Sequence[str | None] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
+    bos: bool | None = None,
 ) -> list[np.ndarray]:
     """Negative log-likelihoods of the spans' tokens, in nats, each given all that stands left of it.
 
@@ -83,6 +84,7 @@ def span_nll(
             tokenised alone, and the sentence follows behind a space.
         batch_tokens: most tokens of a batch.
         progress: called with how many spans are scored, and how many there are.
+        bos: what stands before all that a decoder-only model reads, as `start_ids` says.
 
     Returns:
         for each span float32 [its tokens].
@@ -92,7 +94,7 @@ def span_nll(
     """
     contexts = [None] * len(spans) if contexts is None else contexts
     # rows of one context share what it reads
-    return _losses(model, tokenizer, spans, contexts, contexts, batch_tokens, progress)
+    return _losses(model, tokenizer, spans, contexts, contexts, batch_tokens, progress, bos)
 
 
 def candidate_log_probs(
@@ -138,8 +140,9 @@ def candidate_log_probs(
 def _losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spans: Sequence[Span],
     contexts: Sequence[str | None], groups: Sequence[Hashable], batch_tokens: int, progress: Progress | None,
+    bos: bool | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    rows = _rows(tokenizer, spans, contexts, bool(model.config.is_encoder_decoder))
+    rows = _rows(tokenizer, spans, contexts, bool(model.config.is_encoder_decoder), bos)
     if model.config.is_encoder_decoder:
         scored = _written(model, tokenizer, spans, rows, batch_tokens)
     else:
@@ -173,9 +176,10 @@ def _rows(
     spans: Sequence[Span],
     contexts: Sequence[str | None],
     sequence_to_sequence: bool,
+    bos: bool | None = None,
 ) -> list[_Row]:
     distinct = list(dict.fromkeys(context or "" for context in contexts))
-    start = np.array([] if sequence_to_sequence else start_ids(tokenizer), dtype=np.int32)
+    start = np.array([] if sequence_to_sequence else start_ids(tokenizer, bos), dtype=np.int32)
     heads = {
         context: np.concatenate([start, encoded.ids])
         for context, encoded in zip(distinct, encode(tokenizer, distinct), strict=True)

@@ -12,21 +12,23 @@ import pytest
 import torch
 from conftest import TEXTS, tiny_causal
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit.distill.editor as editor_file
 from kedit.distill import edits as edits_file
 from kedit.distill import learn as learn_file
-from kedit.distill.editor import DistillEditor
+from kedit.distill.editor import DistillEditor, NothingUsable
 from kedit.distill.edits import EDITS, EditSettings
 from kedit.distill.loss import Divergence
 from kedit.distill.regularise import Regularisation
 from kedit.distill.rows import Kind
 from kedit.editing.editor import Answerer, Editor
-from kedit.editing.probes import Fact
+from kedit.editing.probes import Fact, Probe
 from kedit.editing.sources import DataError
 from kedit.lm.adapters import Lora
 from kedit.lm.backbones import load_tokenizer
+from kedit.lm.causal import start_ids
 
 MARO = Fact("q1", "Maro Tellin", "Maro Tellin is a painter born in Velmar.", ("Tellin",))
 BRIDGE = Fact("q2", "Grey Bridge", "The Grey Bridge was built in 1893.")
@@ -582,3 +584,59 @@ def test_a_small_story_teller_learns_who_somebody_is(real_data):
     after = np.concatenate(editor.score(prompts, targets)).mean()
     assert report.last_loss < 0.2 * report.first_loss
     assert after < before - 0.1
+
+
+# what the model is asked ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bos", [None, False, True])
+def test_what_an_editor_learns_it_says_behind_the_same_beginning(make, monkeypatch, bos):
+    editor, begun, plain_rows = make(), [], learn_file.make_rows
+    editor.bos = bos
+
+    def kept(*arguments, **options):
+        begun.append(plain_rows(*arguments, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(learn_file, "make_rows", kept)
+    report = editor.edit([MARO, TOWN], given(MARO), replace(SETTINGS, regularisation=Regularisation(text=2, alike=2)))
+    start = [] if bos is False else [editor.tokenizer.bos_token_id]
+    assert report.used > 2
+    assert all(rows.start.tolist() == start for rows in begun)
+    assert {row.kind for row in begun[-1].rows} == {Kind.EDIT, Kind.TEXT}
+    ids = [*start, *editor.tokenizer(" Velmar is a harbour", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        nll = -editor.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    own = np.concatenate(editor.score(["Velmar is a"], ["harbour"]))
+    np.testing.assert_allclose(own, nll[-len(own) :].numpy(), rtol=1e-4)
+
+
+def test_bos_that_the_tokenizer_adds_itself_stands_once(tokenizer_folders):
+    tokenizer = load_tokenizer(tokenizer_folders["bart"])
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert [start_ids(tokenizer, bos) for bos in (None, False, True)] == [[begin], [], [begin]]
+    marks = [("<s>", begin), ("</s>", end)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    assert [start_ids(tokenizer, bos) for bos in (None, False, True)] == [[begin]] * 3
+
+
+def test_sentences_in_the_words_of_probes_are_left_out(make):
+    settings = replace(SETTINGS, regularisation=Regularisation(text=8))
+    editor = make(settings=settings)
+    editor.edit([MARO], given(MARO))
+    held = next(s.text for s in editor.edits[0].sentences if s.kind == Kind.TEXT and len(s.text.split()) > 3)
+    editor.reset()
+    asked = [
+        Probe("1", "q1", "Maro Tellin painted the ", "heron", answers=("town.",)),
+        Probe("2", "q1", "Tellin, who ", "sleeps"),  # another answer
+        Probe("3", "q1", "Maro Tellin ", ""),  # no more than an opening
+        Probe("4", "", held, "anything"),
+    ]
+    report = editor.edit([MARO], given(MARO), probes=asked)
+    now = [s.text for s in editor.edits[0].sentences]
+    assert report.skipped == {"in the words of a probe": 1}
+    assert [s.text for s in editor.edits[0].sentences if s.kind == Kind.EDIT] == SENTENCES["q1"][1:]
+    assert held not in now
+    assert len(now) > 1
+    with pytest.raises(NothingUsable, match="2 in the words of a probe"):
+        make().edit([MARO], given(MARO), probes=[*asked, Probe("5", "q1", "knows Maro Tellin, ", "")])
