@@ -4,6 +4,7 @@ Knows the folder that `build_corpus` writes; knows nothing of Wikipedia or of wh
 """
 
 import json
+import zipfile
 from bisect import bisect_left
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from kedit.editing.problems import BadInput, refuse, refuse_together
+from kedit.editing.records import fields
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import load_tokenizer
 from kedit.lm.text import fingerprint
@@ -30,7 +33,8 @@ ARRAYS = (
     "description_tokens",
     "description_offsets",  # int64 [E+1]
 )
-TABLES = ("entities", "anchors")
+TABLES = {"entities": ("title", "description"), "anchors": ("surface", "entity", "count")}
+"""Files of tables, and the columns that are read."""
 
 
 class Corpus:
@@ -46,19 +50,34 @@ class Corpus:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = self._manifest()
+        damages: list[BadInput] = []
         for name in ARRAYS:
-            setattr(self, f"_{name}", self._array(name))
-        self._tables = {name: self._table(name) for name in TABLES}
+            try:
+                setattr(self, f"_{name}", self._array(name))
+            except BadInput as error:
+                damages.append(error)
+        self._tables: dict[str, pa.Table] = {}
+        for name in TABLES:
+            try:
+                self._tables[name] = self._table(name)
+            except BadInput as error:
+                damages.append(error)
+        refuse_together(damages)
         units, entities = self.manifest["units"], self.manifest["entities"]
         for name, length in (
             ("unit_offsets", units + 1),
+            ("articles", units),
             ("mention_offsets", units + 1),
             ("title_offsets", entities + 1),
+            ("description_offsets", entities + 1),
         ):
             if len(getattr(self, f"_{name}")) != length:
-                raise self._damaged(f"{name}.npy holds {len(getattr(self, f'_{name}')):,} numbers, not {length:,}")
+                found = len(getattr(self, f"_{name}"))
+                damages.append(self._damaged(f"{name}.npy holds {found:,} numbers, not {length:,}"))
         if len(self._tokens) != self.manifest["tokens"]:
-            raise self._damaged(f"tokens.npy holds {len(self._tokens):,} tokens, not {self.manifest['tokens']:,}")
+            found = len(self._tokens)
+            damages.append(self._damaged(f"tokens.npy holds {found:,} tokens, not {self.manifest['tokens']:,}"))
+        refuse_together(damages)
 
     _tokens: np.ndarray
     _unit_offsets: np.ndarray
@@ -74,41 +93,91 @@ class Corpus:
         path = self.folder / "manifest.json"
         if not path.is_file():
             unfinished = (self.folder / "build.json").is_file()
-            what = "an unfinished corpus: run the same command again to go on" if unfinished else "no corpus: run"
-            raise DataError(f"{self.folder} holds {what} `python -m kedit corpus --output {self.folder} ...`")
+            what = f"{self.folder} holds {'an unfinished corpus' if unfinished else 'no corpus'}"
+            again = "run the same command again to go on," if unfinished else "run"
+            raise BadInput("", what, f"{again} `python -m kedit corpus --output {self.folder} ...`")
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise self._damaged(f"manifest.json is not readable ({error})") from None
-        if manifest.get("format") != FORMAT:
-            raise self._damaged(f"manifest.json has format {manifest.get('format')}, this version reads {FORMAT}")
+        try:
+            if (written := fields(manifest, "manifest.json", format=int)[0]) != FORMAT:
+                raise self._damaged(f"manifest.json has format {written}, this version reads {FORMAT}")
+            fields(manifest, "manifest.json", units=int, entities=int, tokens=int, tokenizer=dict)
+            fields(manifest["tokenizer"], "manifest.json, tokenizer", size=int, fingerprint=str, name=str)
+        except BadInput as error:
+            raise error if error.where == "" else self._damaged(f"{error.where}: {error.what}") from None
         return manifest
 
-    def _damaged(self, what: str) -> DataError:
-        return DataError(
-            f"the corpus in {self.folder} is damaged: {what}: remove the folder and run "
-            f"`python -m kedit corpus --output {self.folder} ...` again"
-        )
+    def _damaged(self, what: str) -> BadInput:
+        remedy = f"remove the folder and run `python -m kedit corpus --output {self.folder} ...` again"
+        return BadInput("", f"the corpus in {self.folder} is damaged: {what}", remedy)
 
     def _array(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
             # an empty array cannot be mapped
-            array: np.ndarray = np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
-            return array
+            array: Any = np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
         except FileNotFoundError:
             raise self._damaged(f"{name}.npy is missing") from None
-        except (ValueError, OSError) as error:
-            raise self._damaged(f"{name}.npy is cut short or damaged ({error})") from None
+        except (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+            raise self._damaged(f"{name}.npy is cut short or damaged ({_first_line(error)})") from None
+        if not isinstance(array, np.ndarray):
+            raise self._damaged(f"{name}.npy holds no array")
+        wanted = "[n, 3]" if name == "mentions" else "[n]"
+        is_shaped = array.ndim == 2 and array.shape[1] == 3 if name == "mentions" else array.ndim == 1
+        if array.dtype.kind not in "iu" or not is_shaped:
+            found = f"{array.dtype} of shape {list(array.shape)}"
+            raise self._damaged(f"{name}.npy holds {found}, wanted whole numbers of shape {wanted}")
+        return array
 
     def _table(self, name: str) -> pa.Table:
         path = self.folder / f"{name}.arrow"
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except FileNotFoundError:
             raise self._damaged(f"{name}.arrow is missing") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(f"{name}.arrow is cut short or damaged ({error})") from None
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(f"{name}.arrow is cut short or damaged ({_first_line(error)})") from None
+        if missing := [column for column in TABLES[name] if column not in table.column_names]:
+            raise self._damaged(f"{name}.arrow has no column {' and '.join(missing)}")
+        return table
+
+    def verify(self) -> None:
+        """Read everything, and refuse all that is not within what it belongs to.
+
+        Raises:
+            DataError: something is not; the file and the unit or entity are named.
+        """
+        counted = {
+            "unit": self._tokens,
+            "mention": self._mentions,
+            "title": self._title_tokens,
+            "description": self._description_tokens,
+        }
+        for name, values in counted.items():
+            offsets = np.asarray(getattr(self, f"_{name}_offsets"))
+            wrong = np.flatnonzero((np.diff(offsets) < 0) | (offsets[:-1] < 0) | (offsets[1:] > len(values)))
+            if len(wrong):
+                what = f"{len(wrong):,} entries, the first number {wrong[0]:,}, lie outside of what they count"
+                refuse(self._damaged(f"{name}_offsets.npy: {what}"))
+                continue
+            for entry in range(len(offsets) - 1) if name in ("unit", "mention") else ():
+                try:
+                    self.tokens(entry) if name == "unit" else self.mentions(entry)
+                except BadInput as error:
+                    refuse(error)
+        outside = np.flatnonzero((np.asarray(self._articles) < 0) | (np.asarray(self._articles) >= self.entities))
+        if len(outside):
+            refuse(self._damaged(f"articles.npy: unit {outside[0]:,} is of an article that is none"))
+        for name in TABLES:
+            rows = self._tables[name].num_rows
+            if name == "entities" and rows != self.entities:
+                refuse(self._damaged(f"entities.arrow holds {rows:,} rows, not {self.entities:,}"))
+        try:
+            self.tokenizer()
+        except BadInput as error:
+            refuse(error)
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
         return type(self), (self.folder,)
@@ -254,3 +323,7 @@ class Corpus:
                 f"the model has {tokenizer.name_or_path or type(tokenizer).__name__} ({found}): build a corpus for it "
                 f"with `python -m kedit corpus --tokenizer ...`"
             )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from kedit.editing.records import existing_file, fields, read_json_lines
+from kedit.editing.problems import BadInput, each
+from kedit.editing.records import existing_file, fields, kind_of, read_json_lines
 from kedit.editing.sources import Candidate, DataError, MentionQuestion, MentionSource, QuestionSource
 from kedit.kilm.batch import Composer, KilmBatch
 from kedit.kilm.corpus import Corpus
@@ -265,23 +266,34 @@ def read_mentions(file: Path) -> Iterator[MentionQuestion]:
     Raises:
         DataError: a line is not such an object; it is named.
     """
-    for where, record in read_json_lines(existing_file(file, "predict")):
-        (text,) = fields(record, where, text=str)
-        if "span" in record:
-            span = record["span"]
-            if not (isinstance(span, list) and len(span) == 2 and all(isinstance(place, int) for place in span)):
-                raise DataError(f"{where}: 'span' is {span!r}, wanted two character offsets [start, end]")
-            start, end = span
-        else:
-            (mention,) = fields(record, where, mention=str)
-            start, end = find_mention(text, mention, where=f"{where}: ")
-        candidates = []
-        (given,) = fields({"candidates": []} | record, where, candidates=list)
-        for candidate in given:
-            (title,) = fields(candidate, f"{where}, candidates", title=str)
-            filled = {"description": "", "prior": 0.0} | candidate
-            if isinstance(filled["prior"], int):
-                filled["prior"] = float(filled["prior"])
-            description, prior = fields(filled, f"{where}, candidates", description=str, prior=float)
-            candidates.append(Candidate(title, description, prior))
-        yield MentionQuestion(text, (start, end), candidates, source=where)
+    return each(read_json_lines(existing_file(file, "predict")), _mention)
+
+
+def _mention(record: Any, where: str) -> MentionQuestion:
+    (text,) = fields(record, where, text=str)
+    if "span" in record:
+        span = record["span"]
+        if not (isinstance(span, list) and len(span) == 2 and all(type(place) is int for place in span)):
+            what = f"'span' is {kind_of(span)}, wanted two character offsets [start, end]"
+            raise BadInput(where, what, "count from 0, or give 'mention', its words", "span")
+        start, end = span
+        if not 0 <= start < end <= len(text):
+            what = f"'span' is {span}, and the text has {len(text):,} characters"
+            raise BadInput(where, what, "wanted 0 <= start < end <= that", "span")
+    else:
+        (mention,) = fields(record, where, mention=str)
+        if not mention or mention not in text:
+            what = f"mention {mention[:60]!r} does not stand in the text {text[:60]!r}"
+            raise BadInput(where, what, "write it as the text does, letter by letter", "mention")
+        start, end = find_mention(text, mention)
+    candidates = []
+    (given,) = fields({"candidates": []} | record, where, candidates=list)
+    for number, candidate in enumerate(given, start=1):
+        place = f"{where}, candidate {number}"
+        (title,) = fields(candidate, place, title=str)
+        filled = {"description": "", "prior": 0.0} | candidate
+        if type(filled["prior"]) is int and abs(filled["prior"]) < 2**53:
+            filled["prior"] = float(filled["prior"])
+        description, prior = fields(filled, place, description=str, prior=float)
+        candidates.append(Candidate(title, description, prior))
+    return MentionQuestion(text, (start, end), candidates, source=where)

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kedit.editing.problems import BadInput, refuse
 from kedit.editing.sources import DataError
 from kedit.kilm.markup import DROPPED_SECTIONS, NAMESPACES
 from kedit.kilm.wikitext import Clean, Setting, normalise_title
@@ -41,10 +42,18 @@ def articles(
         )
     columns = [column for column in COLUMNS if column in present]
     share = path.stat().st_size / max(file.metadata.num_rows, 1)
+    number = 0
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=columns):
             for row in batch.to_pylist():
-                yield _article(row, setting)
+                number += 1
+                try:
+                    article = _article(row, setting)
+                except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+                    what = f"is no article of wikimedia/structured-wikipedia ({str(error)[:80]})"
+                    refuse(BadInput(f"{path}, row {number:,}", what, "download the file again"))
+                else:
+                    yield article
             advance(int(share * len(batch)))
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: damaged parquet file ({error}): download it again") from None
@@ -78,6 +87,8 @@ def _article(row: dict[str, Any], setting: Setting) -> tuple[str, list[str], Cle
         paragraphs = [" ".join(row["abstract"].split())]
     redirects = row.get("redirects") or []
     names = [name["name"] for name in redirects if isinstance(name, dict) and name.get("name")]
+    if not isinstance(row["name"], str):
+        raise TypeError("it has no name")
     return row["name"], names, Clean("\n".join(paragraphs), links, row.get("description"), fates, total=fates.total())
 
 

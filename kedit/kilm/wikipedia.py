@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from kedit.editing.sources import DataError
+from kedit.editing.problems import BadInput
 
 STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how each bzip2 stream begins: the header and the first block's mark
 CHUNK = 1 << 18
@@ -75,7 +75,7 @@ def split(path: Path, part_bytes: int) -> list[Part]:
     """
     size = path.stat().st_size
     if not size:
-        raise DataError(f"{path} is empty: {AGAIN}")
+        raise BadInput("", f"{path} is empty", AGAIN)
     with path.open("rb") as file:
         head = file.read(512)
         packed = _kind(path, head)
@@ -99,16 +99,13 @@ def _kind(path: Path, head: bytes) -> bool:
     if plain.startswith((b"<mediawiki", b"<?xml")):
         return False
     shown = plain[:40].decode("utf-8", "replace")
-    hint = (
-        "; is it an error page?"
-        if plain[:1] == b"<"
-        else "; unpack it first"
-        if head[:2] in (b"\x1f\x8b", b"7z")
-        else ""
-    )
-    raise DataError(
-        f"{path} is no Wikipedia dump: wanted pages-articles XML, plain or .bz2, but it starts with {shown!r}{hint}"
-    )
+    hint = AGAIN
+    if plain[:1] == b"<":
+        hint = f"is it an error page? {AGAIN}"
+    elif head[:2] in (b"\x1f\x8b", b"7z"):
+        hint = "unpack it first"
+    what = f"{path} is no Wikipedia dump: wanted pages-articles XML, plain or .bz2, but it starts with {shown!r}"
+    raise BadInput("", what, hint)
 
 
 def _stream_after(data: mmap.mmap, position: int) -> int | None:
@@ -143,9 +140,10 @@ def pages(part: Part, advance: Callable[[int], None] = lambda count: None) -> It
     count, title = 0, ""
     place = _Place(part.start)
 
-    def broken(what: str) -> DataError:
-        after = f", the last one {title!r}" if title else ""
-        return DataError(f"{part.path}: {what} near byte {place.at:,}, after {count:,} whole pages{after}: {AGAIN}")
+    def broken(what: str) -> BadInput:
+        after = f", the last one {title[:80]!r}" if title else ""
+        told = f"{what} near byte {place.at:,}, after {count:,} whole pages{after}"
+        return BadInput(str(part.path), told, AGAIN)
 
     parser: Any = ET.XMLPullParser(events=("start", "end"))
     root: ET.Element | None = None
@@ -230,9 +228,8 @@ def _blocks(part: Part, advance: Callable[[int], None], place: _Place) -> Iterat
 def _root(part: Part, element: ET.Element) -> ET.Element:
     tag = element.tag.rpartition("}")[2]
     if tag != "mediawiki":
-        raise DataError(
-            f"{part.path} is no Wikipedia dump: wanted XML whose first element is <mediawiki>, found <{tag}>: {AGAIN}"
-        )
+        what = f"{part.path} is no Wikipedia dump: wanted XML whose first element is <mediawiki>, found <{tag[:60]}>"
+        raise BadInput("", what, AGAIN)
     return element
 
 
@@ -240,7 +237,7 @@ def _number(text: str | None, title: str) -> int:
     try:
         return int(text or 0)
     except ValueError:
-        raise _Damaged(f"page {title!r} with namespace {text!r} (wanted a number)") from None
+        raise _Damaged(f"page {title[:80]!r} with namespace {(text or '')[:40]!r} (wanted a number)") from None
 
 
 def _page(element: ET.Element) -> Page:

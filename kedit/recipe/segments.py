@@ -52,7 +52,11 @@ class Stamp(NamedTuple):
     @property
     def header(self) -> bytes:
         fields = (MAGIC, VERSION, self.repository, self.generation, self.width, self.dtype.encode())
-        return HEADER.pack(*fields, zlib.crc32(HEADER.pack(*fields, 0))).ljust(OFFSET, b"\0")
+        try:
+            return HEADER.pack(*fields, zlib.crc32(HEADER.pack(*fields, 0))).ljust(OFFSET, b"\0")
+        except struct.error as error:
+            what = f"keys of generation {self.generation} and width {self.width} there cannot be"
+            raise RepositoryError(f"{what}: the database that says so is damaged: restore it from a backup") from error
 
 
 class Stretch(NamedTuple):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kedit.editing.edits import Edit
 from kedit.editing.sources import DataError
 from kedit.lm.losses import linear_cross_entropy
+from kedit.recipe.asking import Rows
 from kedit.recipe.baselines import Rival, place
 from kedit.recipe.prefix import PrefixedModel
 
@@ -35,12 +36,15 @@ class Tuning:
         learning_rate: of AdamW without decay, constant.
         batch: edits that are learned at once, in the same steps.
         until: the steps end as soon as every token of the target has this probability; 1 makes all steps.
+        answer_end: what is learned to follow a target, as "." where answers are sentences; a target that ends in a
+            mark of its own has no other.
     """
 
     steps: int = 25
     learning_rate: float = 5e-4
     batch: int = 1
     until: float = 0.9
+    answer_end: str = ""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -72,7 +76,9 @@ class TuneReport(NamedTuple):
     seconds: float
 
 
-class _Group(NamedTuple):
+class Learned(NamedTuple):
+    """How a group of edits was learned, as `TuneReport` has it."""
+
     steps: int
     learned: int
     first_nll: float
@@ -105,6 +111,11 @@ class Tuned(Rival):
         """Weights with the values between which they have to stay while a group is learned."""
         return []
 
+    def _grouped(self, edits: list[Edit]) -> list[list[Edit]]:
+        """Edits that are learned with one optimiser; one group after another."""
+        size = self.tuning.batch
+        return [edits[start : start + size] for start in range(0, len(edits), size)]
+
     # edit -------------------------------------------------------------------------------------------------------------
 
     def edit(self, facts: Sequence[Edit]) -> TuneReport:
@@ -115,8 +126,7 @@ class Tuned(Rival):
         """
         began, edits = time.perf_counter(), list(facts)
         self._check_new(edits)
-        size = self.tuning.batch
-        groups = [edits[start : start + size] for start in range(0, len(edits), size)]
+        groups = self._grouped(edits)
         with self._whole():
             report = self._learn(groups, began)
         self._groups += [[edit.id for edit in group] for group in groups]
@@ -187,9 +197,23 @@ class Tuned(Rival):
         steps, learned = (sum(getattr(one, name) for one in told) for name in ("steps", "learned"))
         return TuneReport(edits, learned, steps, first, last, time.perf_counter() - began)
 
-    def _learn_group(self, weights: Sequence[nn.Parameter], edits: Sequence[Edit]) -> _Group:
-        settings, model = self.tuning, self.model
-        rows = model.asking.rows([edit.prompt for edit in edits], [edit.target for edit in edits]).to(model.device)
+    def _learn_group(self, weights: Sequence[nn.Parameter], edits: Sequence[Edit]) -> Learned:
+        settings, rows = self.tuning, self._rows(edits)
+        optimizer, limits = self._optimizer(weights), self._limits()
+        losses: list[float] = []
+        while True:
+            loss, nll_n = self._loss(rows, edits, len(losses) + 1)
+            losses.append(float(loss.detach()))
+            if len(losses) > settings.steps or bool((nll_n <= -math.log(settings.until)).all()):
+                break
+            self._step(optimizer, loss, limits)
+        return Learned(len(losses) - 1, int((worst(rows, nll_n) < -math.log(SURE)).sum()), losses[0], losses[-1])
+
+    def _rows(self, edits: Sequence[Edit]) -> Rows:
+        """Prompts and targets as the model reads them, which they must not be too long for."""
+        model, end = self.model, self.tuning.answer_end
+        targets = [edit.target if edit.target.endswith((".", "!", "?")) else edit.target + end for edit in edits]
+        rows = model.asking.rows([edit.prompt for edit in edits], targets).to(model.device)
         longest = int(rows.length_R.max())
         if model.limit is not None and max(longest, rows.decoder_RU.shape[1]) > model.limit:
             row = int(rows.length_R.argmax())
@@ -197,30 +221,36 @@ class Tuned(Rival):
                 f"{place(edits[row])}: prompt and target have {longest} tokens, and the model reads {model.limit}: "
                 "make them shorter"
             )
+        return rows
+
+    def _loss(self, rows: Rows, edits: Sequence[Edit], step: int) -> tuple[Tensor, Tensor]:
+        """L, and the negative log-likelihoods [n] of all target tokens."""
         tokens_R = rows.row_n.bincount(minlength=len(edits))
         share_n = 1 / (len(edits) * tokens_R[rows.row_n])
-        optimizer, limits = self._optimizer(weights), self._limits()
-        losses: list[float] = []
-        while True:
-            states_nD = model.target_states(rows)
-            device = states_nD.device
-            loss, nll_n = linear_cross_entropy(states_nD, *model.head(), rows.target_n.to(device), share_n.to(device))
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise DataError(
-                    f"{place(edits[0])}: the loss of step {len(losses)} is {losses[-1]}: take a smaller "
-                    "tuning.learning_rate"
-                )
-            if len(losses) > settings.steps or bool((nll_n <= -math.log(settings.until)).all()):
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                for weight, (least, most) in limits:
-                    weight.clamp_(least, most)
-        worst_R = torch.zeros(len(edits)).scatter_reduce(0, rows.row_n.cpu(), nll_n.cpu(), "amax")
-        return _Group(len(losses) - 1, int((worst_R < -math.log(SURE)).sum()), losses[0], losses[-1])
+        states_nD = self.model.target_states(rows)
+        device = states_nD.device
+        loss, nll_n = linear_cross_entropy(states_nD, *self.model.head(), rows.target_n.to(device), share_n.to(device))
+        if not math.isfinite(float(loss.detach())):
+            raise DataError(
+                f"{place(edits[0])}: the loss of step {step} is {float(loss.detach())}: take a smaller "
+                "tuning.learning_rate"
+            )
+        return loss, nll_n
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, limits: list[tuple[nn.Parameter, tuple[Tensor, Tensor]]]
+    ) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for weight, (least, most) in limits:
+                weight.clamp_(least, most)
 
     def _optimizer(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(weights, lr=self.tuning.learning_rate, weight_decay=0.0, fused=True)
+
+
+def worst(rows: Rows, nll_n: Tensor) -> Tensor:
+    """The largest negative log-likelihood [R] among each row's target tokens."""
+    return torch.zeros(len(rows)).scatter_reduce(0, rows.row_n.cpu(), nll_n.cpu(), "amax")
