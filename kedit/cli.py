@@ -73,6 +73,24 @@ def edits(command: str, arguments: Sequence[str]) -> None:
     choose(SUBCOMMANDS, command, arguments)
 
 
+def check(command: str, arguments: Sequence[str]) -> None:
+    from kedit.running.application import Application  # noqa: F401  before DeepSpeed is imported
+    from kedit.checking.command import check  # isort: skip
+    from kedit.running.functions import call
+
+    call(check, command, arguments, ["files"])
+
+
+def compare(command: str, arguments: Sequence[str]) -> None:
+    import kedit.benchmarks
+    import kedit.contestants
+    import kedit.world  # noqa: F401  short class names resolve
+    from kedit.comparing.command import compare
+    from kedit.running.functions import call
+
+    call(compare, command, arguments)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
     "fit": ("train a model as a configuration says; go on with a run by --ckpt_path last", train),
     "validate": ("the validation metrics of a run's best checkpoint", train),
@@ -87,7 +105,9 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Sequence[str]], None]]] = {
     "convert": ("a ZeRO checkpoint to one for another number of devices", convert),
     "edit": ("store an edit, or a file of them, in the memory beside a run's model", edit),
     "ask": ("ask a run's model, with its memory of edits and without, and see which edit fired", ask),
+    "check": ("read files of edits, facts, corpora, configurations, ... and tell all that is wrong with them", check),
     "edits": ("list, find, forget, export, import, ... the edits of a run", edits),
+    "compare": ("ways of getting the same facts into a model side by side, in one report", compare),
 }
 
 

@@ -16,7 +16,10 @@ MAY_IMPORT = {  # beside itself and what lies outside kedit
     "benchmarks": {"editing", "lm"},
     "world": {"editing", "lm"},
     **{method: {"editing", "lm", "running"} for method in METHODS},
-    "cli": METHODS | {"editing", "lm", "running", "benchmarks", "world"},
+    "checking": METHODS | {"comparing", "contestants", "editing", "lm", "running", "benchmarks", "world"},
+    "comparing": {"editing", "lm", "running"},
+    "contestants": METHODS | {"comparing", "editing", "lm", "running"},
+    "cli": METHODS | {"checking", "comparing", "contestants"} | {"editing", "lm", "running", "benchmarks", "world"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -61,5 +64,9 @@ def test_the_arrows_are_seen_in_every_way_of_importing():
     assert imports(Made(source)) == {"kilm", "world", "editing", "running"}
 
 
-def test_only_the_command_line_imports_methods():
-    assert {home(path) for path in ROOT.rglob("*.py") if imports(path) & METHODS - {home(path)}} <= {"cli"}
+def test_only_contestants_the_command_line_and_checks_import_methods():
+    readers = {"cli", "checking"}  # the command line, and the readers of all files behind its command `check`
+    known = [(home(path), imports(path)) for path in ROOT.rglob("*.py")]
+    assert {part for part, parts in known if parts & METHODS - {part}} <= readers | {"contestants"}
+    assert {part for part, parts in known if "checking" in parts} <= readers
+    assert {part for part, parts in known if "contestants" in parts} <= readers | {"contestants"}

@@ -1,6 +1,7 @@
 """Every configuration parses, and runs two steps on a tiny model of its architecture."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from kedit.cli import main
 from kedit.lm.backbones import Backbone, load_seq2seq, load_tokenizer, save_skeleton
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+EVERY = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARISONS = [path for path in EVERY if "contestants" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in EVERY if path not in COMPARISONS]
 OVERLAYS = sorted((ROOT / "configs" / "hardware").glob("*.yaml"))
 
 
@@ -210,6 +213,8 @@ def tiny_kilm(config: dict, models: dict[str, str], corpora: dict[str, str]) -> 
 def test_two_steps(path, tmp_path, monkeypatch, tiny_models, tiny_causal_models, tiny_recipe_files, world_corpus):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+    for module in ("base_lm", "encoder", "reading_lm"):  # what a made model is worth is no matter here
+        monkeypatch.setattr(f"kedit.world.{module}.ASKED", 8)
     config = yaml.safe_load(path.read_text())
     is_recipe = config["model"]["class_path"].endswith("RecipeModule")
     models = tiny_recipe_files if is_recipe else tiny_models | tiny_causal_models
@@ -225,6 +230,22 @@ def test_two_steps(path, tmp_path, monkeypatch, tiny_models, tiny_causal_models,
         found = json.loads(results.read_text())
         assert all(key.startswith("test/") for key in found)
         assert not is_recipe or {"test/reliability/free", "test/false_activation_rate"} <= found.keys()
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_a_comparison_parses_and_a_wrong_key_of_it_is_named(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in set(re.findall(r"(data/[\w./-]+)", path.read_text())):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(path.read_text().replace("max_new_tokens:", "max_new_token:"))
+    main(["check", str(path), str(wrong)])
+    told = [line for line in capsys.readouterr().out.splitlines() if re.search(r"\.yaml:\d+: ", line)]
+    absent = [line for line in told if "base" in line or "run" in line]  # what must be trained first
+    (named,) = [line for line in told if line not in absent]
+    assert "max_new_token" in named
+    assert "wrong.yaml" in named
 
 
 def test_the_papers_form_that_a_comment_names(tmp_path, monkeypatch, tiny_recipe_files):

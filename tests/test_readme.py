@@ -18,7 +18,7 @@ METHODS = [path.read_text() for path in sorted((ROOT / "kedit").glob("*/README.m
 BLOCKS = [block for text in (README, *METHODS) for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 LINES = [line for block in BLOCKS for line in block.strip().split("\n")]
 EXAMPLES = [block for text in (README, *METHODS) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-FUNCTIONS = ("corpus", "transfer", "export", "edit", "ask", "edits")
+FUNCTIONS = ("corpus", "transfer", "export", "edit", "ask", "edits", "check", "compare")
 """Commands that are no training."""
 
 

@@ -1,6 +1,8 @@
 """What editing does to a model as a whole: its perplexity on plain text. Knows no method."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -23,19 +25,31 @@ class TextPerplexity:
     """
 
     def __init__(self, file: str | Path, paragraphs: int = 200, context: int = 16, words: int = 128) -> None:
-        self.file = existing_file(file, "file")
+        path = existing_file(file, "file")
+        with path.open(encoding="utf-8") as lines:
+            self._take((line for line in lines if not line.strip().startswith("= ")), paragraphs, context, words)
+        if not self.prompts:
+            raise DataError(f"{path}: no paragraph of {2 * context} words or more: check 'file'")
+
+    @classmethod
+    def of(cls, texts: Iterable[str], paragraphs: int = 200, context: int = 4, words: int = 128) -> Self:
+        """The same of given texts; those of less than `2 * context` words are passed over."""
+        made = cls.__new__(cls)
+        made._take(texts, paragraphs, context, words)
+        if not made.prompts:
+            raise DataError(f"no text of {2 * context} words or more to measure perplexity on")
+        return made
+
+    def _take(self, texts: Iterable[str], paragraphs: int, context: int, words: int) -> None:
         self.prompts: list[str] = []
         self.targets: list[str] = []
-        with self.file.open(encoding="utf-8") as lines:
-            for line in lines:
-                given = line.split()
-                if len(given) >= 2 * context and not line.strip().startswith("= "):
-                    self.prompts.append(" ".join(given[:context]))
-                    self.targets.append(" ".join(given[context : context + words]))
-                if len(self.prompts) == paragraphs:
-                    break
-        if not self.prompts:
-            raise DataError(f"{self.file}: no paragraph of {2 * context} words or more: check 'file'")
+        for text in texts:
+            given = text.split()
+            if len(given) >= 2 * context:
+                self.prompts.append(" ".join(given[:context]))
+                self.targets.append(" ".join(given[context : context + words]))
+            if len(self.prompts) == paragraphs:
+                break
 
     def __call__(self, model: Answerer) -> float:
         """Ask a model, edited or not."""

@@ -1,0 +1,395 @@
+"""One contestant, taught the facts once with one seed, and judged: everything that was measured, as a record.
+
+Runs in a process of its own, whose peak of memory is the contestant's. Knows no method; `merging` makes figures of the
+records of several seeds.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kedit.comparing.facts import FactSet, sentence
+from kedit.comparing.results import Architecture
+from kedit.comparing.way import Base, Opened, Way
+from kedit.editing.edits import Edit
+from kedit.editing.general_ability import TextPerplexity
+from kedit.editing.judging import Cut, Judge, Judged, Verdicts, answers, is_local
+from kedit.editing.probes import Probe
+from kedit.editing.sources import DataError, Question
+from kedit.editing.stream import EditedModel, seconds
+
+GIVEN, SCORED = 8, 48
+"""Words of a paragraph that are given, and most that are scored: models of few positions read a fact's text before."""
+ROUNDS = 7
+"""How often generation is timed; the median counts."""
+
+
+@dataclass
+class Judging:
+    """How contestants are judged.
+
+    Args:
+        max_new_tokens: most tokens that are written freely.
+        cut: where what is written ends as an answer: with its line, or with its first sentence.
+        retention: judge after 1, 10, 100, ... facts, too.
+        retained: most facts that are asked for then, drawn from those taught until then.
+        timed: facts by whose probes generation is timed; 0 for no such figure.
+        perplexity: a text file whose perplexity is asked before and after; without one it is that of texts which the
+            source of the facts has, if it has any.
+        qa: most questions of general knowledge that are asked before and after, of those that `compare` is given.
+    """
+
+    max_new_tokens: int = 32
+    cut: Cut = "sentence"
+    retention: bool = True
+    retained: int = 1000
+    timed: int = 32
+    perplexity: str | None = None
+    qa: int = 200
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("retained", 1), ("timed", 0), ("qa", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"judging.{name} is {getattr(self, name)}: give at least {least}")
+
+
+@dataclass
+class Row:
+    """A probe and how it was answered after all facts.
+
+    Args:
+        probe: its id.
+        fact: id of the edit that it asks for.
+        cluster: what it is no independent draw from.
+        group: as in "portability/one_hop".
+        prompt: what was asked.
+        wanted: the right answer; for locality what the model said before.
+        said: what was written.
+        free: 1 where that is right.
+        forced: share of the given answer's tokens that are the likeliest; None where there was none to give.
+        nll: mean loss of these tokens, in nats; None where there is no right answer.
+        before: the same of the unedited model, for locality alone.
+    """
+
+    probe: str
+    fact: str
+    cluster: str
+    group: str
+    prompt: str
+    wanted: str
+    said: str
+    free: float
+    forced: float | None
+    nll: float | None
+    before: float | None
+
+
+@dataclass
+class Trial:
+    """What one contestant did with one seed.
+
+    Args:
+        rows: every probe, after all facts.
+        kept: after n facts the ids of those that were asked for, and which of them were said.
+        teaching_seconds: time until all facts were learned, those of a single call.
+        training_seconds: what was trained before.
+        added_inference_share: (time of an answer) / (that of the unedited model) - 1.
+        memory_bytes: most memory of teaching, see `Memory`.
+        stored_bytes: what has to be kept beside the base model.
+        can_take_out: whether one fact can be taken out again.
+        take_out: how, or why not.
+        perplexity: before and after.
+        qa: which of the questions were answered rightly before, and after.
+        in_context: of the unedited model, ids of facts and whether it says them behind their text.
+        parameters: weights of the base model.
+        architecture: of the base model.
+    """
+
+    rows: list[Row]
+    kept: dict[int, dict[str, float]] = field(default_factory=dict)
+    teaching_seconds: float = 0.0
+    training_seconds: float | None = 0.0
+    added_inference_share: float | None = None
+    memory_bytes: float | None = None
+    stored_bytes: float = 0.0
+    can_take_out: bool = True
+    take_out: str = ""
+    perplexity: tuple[float, float] | None = None
+    qa: tuple[list[float], list[float]] | None = None
+    in_context: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    architecture: Architecture = "causal"
+
+    def to_json(self) -> dict[str, Any]:
+        """In types that JSON has."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Trial":
+        """What `to_json` gave."""
+        kept = {int(count): said for count, said in record["kept"].items()}
+        return cls(**record | {"rows": [Row(**row) for row in record["rows"]], "kept": kept})
+
+
+def run_trial(
+    way: Way,
+    base: Base,
+    facts: FactSet,
+    judging: Judging,
+    seed: int,
+    plain: Way | None = None,
+    questions: Sequence[Question] = (),
+    texts: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Trial:
+    """Teach and judge.
+
+    Args:
+        way: the contestant.
+        base: the model it starts from.
+        facts: all of them, with probes.
+        judging: how.
+        seed: of everything that the contestant draws.
+        plain: asks the model as it is; generation is timed beside it. None where the way is this one.
+        questions: of general knowledge.
+        texts: plain ones, whose perplexity is asked where `judging` names no file.
+        folder: for what lies on the disk meanwhile; by default with temporary files.
+
+    Raises:
+        DataError: the way does not fit the model or the facts.
+    """
+    torch.manual_seed(seed % 2**63)
+    with tempfile.TemporaryDirectory(prefix="kedit-compare-", dir=folder) as place:
+        memory = Memory()
+        opened = way.open(base, facts, seed, Path(place, "taught"))
+        trial = _Trial(opened.editor, facts, judging, questions, texts, memory)
+        found = trial.together(way.anew) if way.together else trial.apart()
+        found.memory_bytes = memory.most
+        found.training_seconds = opened.training_seconds
+        found.stored_bytes = trial.stored
+        found.can_take_out, found.take_out = opened.can_take_out, opened.take_out
+        if plain is None:
+            found.in_context = trial.in_context()
+            found.parameters, found.architecture = _parameters(opened), base.architecture
+        elif judging.timed and way.together:
+            try:
+                beside = plain.open(base, facts, seed, Path(place, "plain"))
+                found.added_inference_share = trial.added(beside.editor)
+            except (MemoryError, torch.OutOfMemoryError):  # a second copy, for this figure alone
+                print("no memory for another copy of the base model: the time of an answer is not compared")
+        return found
+
+
+class _Trial:
+    """An editor and what it is asked; `editor` answers as the unedited model until it is taught."""
+
+    def __init__(
+        self,
+        editor: EditedModel,
+        facts: FactSet,
+        judging: Judging,
+        questions: Sequence[Question],
+        texts: Sequence[str],
+        memory: "Memory",
+    ) -> None:
+        self.memory = memory
+        self.editor, self.facts, self.judging = editor, facts, judging
+        self.edits = list(facts.edits)
+        self.questions = list(questions)[: judging.qa]
+        self.judge = Judge(judging.max_new_tokens, judging.cut)
+        self.probes = [probe for edit in self.edits for probe in (edit.own, *edit.probes)]
+        self.judge.remember(editor, self.probes)
+        self.before = _nll(editor, [probe for probe in self.probes if is_local(probe)])
+        self.text = None
+        if judging.perplexity is not None:
+            self.text = TextPerplexity(judging.perplexity, context=GIVEN, words=SCORED)
+        elif texts:
+            self.text = TextPerplexity.of(texts)
+        self.ability = self._ability(editor)
+        self.stored = 0.0
+
+    def _ability(self, model: EditedModel) -> tuple[float | None, list[float]]:
+        """Perplexity, and which questions are answered rightly."""
+        asked = [one.question for one in self.questions]
+        said = model.generate(asked, max_new_tokens=self.judging.max_new_tokens) if asked else []
+        right = [
+            float(answers(text, tuple(one.answers), self.judging.cut))
+            for text, one in zip(said, self.questions, strict=True)
+        ]
+        return None if self.text is None else self.text(model), right
+
+    def together(self, anew: bool) -> Trial:
+        """All facts in one model."""
+        kept, spent, done = {}, 0.0, 0
+        counts = [*self._counts(), len(self.edits)] if self.judging.retention else [len(self.edits)]
+        for count in counts:
+            if anew and done:
+                self.editor.reset()
+                done, spent = 0, 0.0
+            spent += self._teach(self.edits[done:count])
+            done = count
+            if count < len(self.edits):
+                kept[count] = self._said(self.edits[:count])
+        verdicts = self.judge(self.editor, self.probes)
+        rows = list(self._rows(verdicts, self.editor))
+        kept[len(self.edits)] = {row.fact: row.free for row in rows if row.group == "reliability"}
+        self.stored = float(_stored(self.editor))
+        perplexity, qa = self._ability(self.editor)
+        return Trial(
+            rows,
+            kept if self.judging.retention else {},
+            spent,
+            perplexity=None if perplexity is None or self.ability[0] is None else (self.ability[0], perplexity),
+            qa=(self.ability[1], qa) if qa else None,
+        )
+
+    def _teach(self, edits: Sequence[Edit]) -> float:
+        """The seconds that it takes."""
+        with self.memory.watched():
+            began = seconds()
+            self.editor.edit(edits)
+            return seconds() - began
+
+    def _counts(self) -> list[int]:
+        return [10**power for power in range(len(str(len(self.edits)))) if 10**power < len(self.edits)]
+
+    def _said(self, edits: Sequence[Edit]) -> dict[str, float]:
+        """Which of the facts are said, by their edits' ids; a drawn part of them where they are many."""
+        asked = list(edits)
+        if len(asked) > self.judging.retained:
+            drawn = np.random.default_rng(0).choice(len(asked), self.judging.retained, replace=False)
+            asked = [asked[number] for number in sorted(drawn)]
+        verdicts = self.judge(self.editor, [edit.own for edit in asked])
+        return {edit.id: float(free) for edit, free in zip(asked, verdicts.free_N, strict=True)}
+
+    def apart(self) -> Trial:
+        """Each subject's facts in a model of their own."""
+        groups: dict[str, list[Edit]] = {}
+        for edit in self.edits:
+            groups.setdefault(edit.subject or edit.id, []).append(edit)
+        rows: list[Row] = []
+        spent = 0.0
+        for group in groups.values():
+            spent += self._teach(group)
+            self.stored += _stored(self.editor)
+            probes = [probe for edit in group for probe in (edit.own, *edit.probes)]
+            rows += self._rows(self.judge(self.editor, probes), self.editor)
+            self.editor.reset()
+        return Trial(rows, teaching_seconds=spent)
+
+    def _rows(self, verdicts: Verdicts, model: EditedModel) -> Iterator[Row]:
+        losses = _nll(model, verdicts.probes)
+        places = enumerate(zip(verdicts.probes, verdicts.clusters, strict=True))
+        for number, (probe, cluster) in places:
+            forced, nll = float(verdicts.forced_N[number]), losses.get((probe.prompt, probe.span))
+            yield Row(
+                probe=probe.id,
+                fact=probe.fact,
+                cluster="/".join(cluster),
+                group=probe.group,
+                prompt=probe.prompt,
+                wanted=self.judge.texts[probe.prompt] if is_local(probe) else probe.span,
+                said=verdicts.texts[number],
+                free=float(verdicts.free_N[number]),
+                forced=None if np.isnan(forced) else forced,
+                nll=nll,
+                before=self.before.get((probe.prompt, probe.span)) if is_local(probe) else None,
+            )
+
+    def in_context(self) -> dict[str, float]:
+        """Whether the unedited model says each fact behind the text of its definition."""
+        self.editor.reset()
+        told = {fact.name: fact.definition for fact in self.facts.definitions(self.edits)}
+        texts = [told[edit.subject] if edit.subject else sentence(edit) for edit in self.edits]
+        prompts = [f"{text} {edit.prompt}" for text, edit in zip(texts, self.edits, strict=True)]
+        try:
+            said = self.editor.generate(prompts, max_new_tokens=self.judging.max_new_tokens)
+        except DataError as error:
+            print(f"nothing is known of what the model says behind definitions: {error}")
+            return {}
+        return {
+            edit.id: float(answers(text, (edit.target,), self.judging.cut))
+            for edit, text in zip(self.edits, said, strict=True)
+        }
+
+    def added(self, plain: EditedModel) -> float:
+        """How much longer answers take than the unedited model's, as a share: medians of rounds in turn, so that other
+        work on the machine slows both, after one to warm up.
+        """
+        every = max(1, len(self.edits) // self.judging.timed)
+        timed = [probe for edit in self.edits[::every][: self.judging.timed] for probe in (edit.own, *edit.probes)]
+        prompts = list(dict.fromkeys(probe.prompt for probe in timed))
+        taken: dict[int, list[float]] = {0: [], 1: []}
+        for turn in range(ROUNDS + 1):
+            for which, model in enumerate((plain, self.editor)):
+                began = seconds()
+                model.generate(prompts, max_new_tokens=self.judging.max_new_tokens)
+                if turn:
+                    taken[which].append(seconds() - began)
+        return statistics.median(taken[1]) / statistics.median(taken[0]) - 1
+
+
+def _nll(model: Judged, probes: Sequence[Probe]) -> dict[tuple[str, str], float]:
+    """Mean loss of each probe's span behind its prompt, in nats a token; none where there is no span."""
+    pairs = list(dict.fromkeys((probe.prompt, probe.span) for probe in probes if probe.span))
+    if not pairs:
+        return {}
+    losses = model.score([prompt for prompt, _ in pairs], [span for _, span in pairs])
+    return {pair: float(np.mean(one, dtype=np.float64)) for pair, one in zip(pairs, losses, strict=True)}
+
+
+def _stored(editor: object) -> int:
+    return int(getattr(editor, "stored_bytes", 0))
+
+
+def _parameters(opened: Opened) -> int | None:
+    model = getattr(getattr(opened.editor, "model", None), "model", None)
+    return sum(weight.numel() for weight in model.parameters()) if isinstance(model, torch.nn.Module) else None
+
+
+class Memory:
+    """How much memory teaching takes, the model included: on a GPU of its own, else of the process beyond what it had
+    when this was made.
+
+    Attributes:
+        most: bytes, of all that was watched; None where the system does not tell.
+    """
+
+    def __init__(self) -> None:
+        self.most: float | None = None
+        self.empty = _status("VmRSS")
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The peak within it counts."""
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+        yield
+        if on_gpu:
+            peak: float | None = sum(torch.cuda.max_memory_allocated(d) for d in range(torch.cuda.device_count()))
+        else:
+            most = _status("VmHWM")
+            peak = None if most is None or self.empty is None else max(0.0, most - self.empty)
+        if peak is not None:
+            self.most = max(self.most or 0.0, peak)
+
+
+def _status(name: str) -> float | None:
+    """Bytes of this process, as Linux tells them; `getrusage` begins at what the parent process had."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
