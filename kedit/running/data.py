@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedit.editing.sources import DataError
 from kedit.running.order import Share
-from kedit.running.workers import adopt, dead_worker, deaf, lost_worker, watched
+from kedit.running.workers import adopt, dead_worker, deaf, forking, lost_worker, watched
 
 
 class ResumableData(LightningDataModule):
@@ -218,7 +218,8 @@ class BatchLoader:
         # a generator: nothing below runs before the first `next`
         if self._batches is None or self._next != self.data.consumed:
             self._next = self.data.consumed
-            self._batches = iter(self._loader(self._next))
+            with forking():
+                self._batches = iter(self._loader(self._next))
             adopt(self._batches)
         per_epoch = self.data.batches_per_epoch
         for _ in range(per_epoch - self._next % per_epoch):

@@ -1,12 +1,12 @@
 """The processes that make batches: what they hear, what is told when one dies, and how they end. Knows no batch."""
 
 import atexit
+import multiprocessing
 import multiprocessing.util  # its own farewell is registered first, and so comes after ours
 import re
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,21 +15,38 @@ from kedit.running.errors import chain
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 """What torch says of a worker that died."""
-_alive: "weakref.WeakSet[multiprocessing.process.BaseProcess]" = weakref.WeakSet()
+STOPS = {getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
+_pids: set[int] = set()
+"""Of all workers that were made."""
 
 
 class _Watch:
     """When the death of a worker is told: torch raises an exception from a signal handler, wherever the main process is
-    just then. In the midst of a save that costs the file, and the exception can get lost in what writes it.
+    just then. In the midst of a save that costs the file, and the exception can get lost in what writes it. So it is
+    kept until a batch is asked for.
     """
 
     def __init__(self) -> None:
         self.looks: Callable[..., Any] | None = None  # torch's handler: raises if a worker has died
         self.asked = False
+        self.found: RuntimeError | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self.asked and self.looks is not None:
+        if self.looks is None:
+            return
+        try:
             self.looks(number, frame)
+        except RuntimeError as error:
+            if self.asked:
+                raise
+            self.found = error  # whoever waits for the process next takes from torch what it would find later
+
+    def look(self) -> None:
+        """Raise what was kept, or is to be found now."""
+        kept, self.found = self.found, None
+        if kept is not None:
+            raise kept
+        self(0, None)
 
 
 _watch = _Watch()
@@ -37,9 +54,11 @@ _watch = _Watch()
 
 def adopt(batches: object) -> None:
     """Watch the workers of a DataLoader's iterator that was just made, and end them with this process."""
-    _alive.update(getattr(batches, "_workers", ()))
+    _watch.found = None  # of others
+    workers = [worker.pid for worker in getattr(batches, "_workers", ())]
+    _pids.update(workers)
     number = getattr(signal, "SIGCHLD", None)  # Windows has none
-    if not _alive or number is None or threading.current_thread() is not threading.main_thread():
+    if not workers or number is None or threading.current_thread() is not threading.main_thread():
         return
     found = signal.getsignal(number)
     if callable(found) and found is not _watch:
@@ -48,11 +67,24 @@ def adopt(batches: object) -> None:
 
 
 @contextmanager
+def forking() -> Iterator[None]:
+    """Workers that are made within it are deaf from their first moment; what is for this process comes after it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def watched() -> Iterator[None]:
     """Within it the death of a worker, or one that came before, raises torch's RuntimeError."""
     _watch.asked = True
     try:
-        _watch(0, None)
+        _watch.look()
         yield
     finally:
         _watch.asked = False
@@ -89,15 +121,17 @@ def lost_worker(error: BaseException) -> str:
 
 def deaf(worker: int) -> None:
     """What stops a run is for its main process: sent to all, it would cost the run a worker before it can save."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 @atexit.register
 def _end() -> None:
-    """An exception's traceback keeps a loader alive until the end, and Python would then ask workers to end by a signal
-    that they do not hear, and wait for ever.
+    """Python asks the workers that are left to end by a signal that they do not hear, and waits for ever. There are some
+    where an exception's traceback kept a loader, or one was killed while it held a lock that others wait for.
     """
-    for worker in list(_alive):
-        if worker.is_alive():
-            worker.kill()
+    for child in multiprocessing.active_children():
+        if child.pid in _pids:
+            child.kill()
