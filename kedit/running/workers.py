@@ -129,8 +129,8 @@ def deaf(worker: int) -> None:
 
 @atexit.register
 def _end() -> None:
-    """Python asks the workers that are left to end by a signal that they do not hear, and waits for ever. There are some
-    where an exception's traceback kept a loader, or one was killed while it held a lock that others wait for.
+    """Python asks the workers that are left to end by a signal that they do not hear, and waits for ever. There are
+    some where an exception's traceback kept a loader, or one was killed while it held a lock that others wait for.
     """
     for child in multiprocessing.active_children():
         if child.pid in _pids:
