@@ -82,6 +82,7 @@ def compare(
         [one for one in questions if one.answers][: judging.qa] if questions is not None else (),
         facts.plain_texts(TEXTS) if isinstance(facts, Surrounded) else (),
     )
+    probes = sum(len(edit.all_probes) for edit in edits)
     folder = Path(run.logs) / run.name
     with only_one(folder):
         jobs, unfit = plan(bases, contestants, asked, seeds, folder / "trials")
@@ -92,7 +93,7 @@ def compare(
             command=shlex.join(["python", "-m", "kedit", "compare", *Parser.arguments]),
             config=_config(bases, contestants, facts, seeds, judging, questions),
             seeds=tuple(seeds),
-            facts=Facts(len(edits), getattr(facts, "name", type(facts).__name__), _probes(edits)),
+            facts=Facts(len(edits), getattr(facts, "name", type(facts).__name__), probes),
             bases=tuple(_base(name, bases, contestants, found) for name in bases),
             contestants=tuple(_contestants(bases, contestants, found, unfit, len(edits))),
             warnings=tuple(warnings),
@@ -127,7 +128,7 @@ def plan(
     same = [*map(described, what), read, code()]
     jobs: list[Job] = []
     unfit: dict[tuple[str, str], str] = {}
-    plain = next(way for way in contestants.values() if way.method == "base")
+    plain = contestants[_plain(contestants)]
     for base, model in bases.items():
         with _named(f"bases.{base}"):
             model.check(facts.edits, judging.max_new_tokens)
@@ -238,19 +239,19 @@ def _warnings(edits: Sequence[Edit], conflicts: EditConflicts, seeds: Sequence[i
     return found
 
 
-def _probes(edits: Sequence[Edit]) -> int:
-    return sum(1 + len(edit.probes) for edit in edits)
-
-
 def _config(*parts: object) -> str:
     names = ("bases", "contestants", "facts", "seeds", "judging", "questions")
     given = {name: described(part) for name, part in zip(names, parts, strict=True) if part is not None}
     return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
 
 
+def _plain(contestants: Mapping[str, Way]) -> str:
+    """The name of the model as it is."""
+    return next(name for name, way in contestants.items() if way.method == "base")
+
+
 def _base(name: str, bases: Mapping[str, Base], contestants: Mapping[str, Way], found: Found) -> BaseModel:
-    plain = next(key for key, way in contestants.items() if way.method == "base")
-    ((_, trial),) = found[name, plain]
+    ((_, trial),) = found[name, _plain(contestants)]
     if not isinstance(trial, Trial):
         return BaseModel(name, bases[name].architecture)
     return BaseModel(name, trial.architecture, trial.parameters, said([trial]), behind_text(trial))
@@ -265,9 +266,8 @@ def _contestants(
 ) -> list[Contestant]:
     told = []
     for base in bases:
-        plain = next((trials for (model, name), trials in found.items()
-                      if model == base and contestants[name].method == "base"), [])  # fmt: skip
-        shown = next((examples(trial.rows) for _, trial in plain if isinstance(trial, Trial)), [])
+        ((_, trial),) = found[base, _plain(contestants)]
+        shown = examples(trial.rows) if isinstance(trial, Trial) else []
         for name, way in contestants.items():
             if reason := unfit.get((base, name)):
                 told.append(Contestant(name, base, way.method, "not applicable", reason))

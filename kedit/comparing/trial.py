@@ -4,10 +4,8 @@ Runs in a process of its own, whose peak of memory is the contestant's. Knows no
 records of several seeds.
 """
 
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from kedit.editing.general_ability import TextPerplexity
 from kedit.editing.judging import Cut, Judge, Judged, Verdicts, answers, is_local
 from kedit.editing.probes import Probe
 from kedit.editing.sources import DataError, Question
-from kedit.editing.stream import EditedModel, seconds
+from kedit.editing.stream import EditedModel, added_inference_share, points_before, seconds
+from kedit.running.taken import Baseline
 
 GIVEN, SCORED = 8, 48
 """Words of a paragraph that are given, and most that are scored: models of few positions read a fact's text before."""
@@ -101,7 +100,8 @@ class Trial:
         teaching_seconds: time until all facts were learned, those of a single call.
         training_seconds: what was trained before.
         added_inference_share: (time of an answer) / (that of the unedited model) - 1.
-        memory_bytes: most memory of teaching, see `Memory`.
+        memory_bytes: most memory of teaching beyond what the process had before the model was loaded; on a GPU
+            all of it.
         stored_bytes: what has to be kept beside the base model.
         can_take_out: whether one fact can be taken out again.
         take_out: how, or why not.
@@ -165,13 +165,13 @@ def run_trial(
     Raises:
         DataError: the way does not fit the model or the facts.
     """
-    torch.manual_seed(seed % 2**63)
+    torch.manual_seed(seed)
     with tempfile.TemporaryDirectory(prefix="kedit-compare-", dir=folder) as place:
-        memory = Memory()
+        memory = Baseline(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tensors=0.0)
         opened = way.open(base, facts, seed, Path(place, "taught"))
         trial = _Trial(opened.editor, facts, judging, questions, texts, memory)
         found = trial.together(way.anew) if way.together else trial.apart()
-        found.memory_bytes = memory.most
+        found.memory_bytes = trial.most_memory or None  # some systems do not tell
         found.training_seconds = opened.training_seconds
         found.stored_bytes = trial.stored
         found.can_take_out, found.take_out = opened.can_take_out, opened.take_out
@@ -197,14 +197,14 @@ class _Trial:
         judging: Judging,
         questions: Sequence[Question],
         texts: Sequence[str],
-        memory: "Memory",
+        memory: Baseline,
     ) -> None:
-        self.memory = memory
+        self.memory, self.most_memory = memory, 0.0
         self.editor, self.facts, self.judging = editor, facts, judging
         self.edits = list(facts.edits)
-        self.questions = list(questions)[: judging.qa]
+        self.questions = questions
         self.judge = Judge(judging.max_new_tokens, judging.cut)
-        self.probes = [probe for edit in self.edits for probe in (edit.own, *edit.probes)]
+        self.probes = [probe for edit in self.edits for probe in edit.all_probes]
         self.judge.remember(editor, self.probes)
         self.before = _nll(editor, [probe for probe in self.probes if is_local(probe)])
         self.text = None
@@ -228,7 +228,7 @@ class _Trial:
     def together(self, anew: bool) -> Trial:
         """All facts in one model."""
         kept, spent, done = {}, 0.0, 0
-        counts = [*self._counts(), len(self.edits)] if self.judging.retention else [len(self.edits)]
+        counts = [*points_before(len(self.edits)), len(self.edits)] if self.judging.retention else [len(self.edits)]
         for count in counts:
             if anew and done:
                 self.editor.reset()
@@ -252,13 +252,12 @@ class _Trial:
 
     def _teach(self, edits: Sequence[Edit]) -> float:
         """The seconds that it takes."""
-        with self.memory.watched():
-            began = seconds()
-            self.editor.edit(edits)
-            return seconds() - began
-
-    def _counts(self) -> list[int]:
-        return [10**power for power in range(len(str(len(self.edits)))) if 10**power < len(self.edits)]
+        self.memory.forget_peak()
+        began = seconds()
+        self.editor.edit(edits)
+        spent = seconds() - began
+        self.most_memory = max(self.most_memory, self.memory.peak)
+        return spent
 
     def _said(self, edits: Sequence[Edit]) -> dict[str, float]:
         """Which of the facts are said, by their edits' ids; a drawn part of them where they are many."""
@@ -279,7 +278,7 @@ class _Trial:
         for group in groups.values():
             spent += self._teach(group)
             self.stored += _stored(self.editor)
-            probes = [probe for edit in group for probe in (edit.own, *edit.probes)]
+            probes = [probe for edit in group for probe in edit.all_probes]
             rows += self._rows(self.judge(self.editor, probes), self.editor)
             self.editor.reset()
         return Trial(rows, teaching_seconds=spent)
@@ -320,20 +319,11 @@ class _Trial:
         }
 
     def added(self, plain: EditedModel) -> float:
-        """How much longer answers take than the unedited model's, as a share: medians of rounds in turn, so that other
-        work on the machine slows both, after one to warm up.
-        """
+        """How much longer answers take than the unedited model's, as a share."""
         every = max(1, len(self.edits) // self.judging.timed)
-        timed = [probe for edit in self.edits[::every][: self.judging.timed] for probe in (edit.own, *edit.probes)]
+        timed = [probe for edit in self.edits[::every][: self.judging.timed] for probe in edit.all_probes]
         prompts = list(dict.fromkeys(probe.prompt for probe in timed))
-        taken: dict[int, list[float]] = {0: [], 1: []}
-        for turn in range(ROUNDS + 1):
-            for which, model in enumerate((plain, self.editor)):
-                began = seconds()
-                model.generate(prompts, max_new_tokens=self.judging.max_new_tokens)
-                if turn:
-                    taken[which].append(seconds() - began)
-        return statistics.median(taken[1]) / statistics.median(taken[0]) - 1
+        return added_inference_share(plain, self.editor, prompts, self.judging.max_new_tokens, rounds=ROUNDS)
 
 
 def _nll(model: Judged, probes: Sequence[Probe]) -> dict[tuple[str, str], float]:
@@ -352,44 +342,3 @@ def _stored(editor: object) -> int:
 def _parameters(opened: Opened) -> int | None:
     model = getattr(getattr(opened.editor, "model", None), "model", None)
     return sum(weight.numel() for weight in model.parameters()) if isinstance(model, torch.nn.Module) else None
-
-
-class Memory:
-    """How much memory teaching takes, the model included: on a GPU of its own, else of the process beyond what it had
-    when this was made.
-
-    Attributes:
-        most: bytes, of all that was watched; None where the system does not tell.
-    """
-
-    def __init__(self) -> None:
-        self.most: float | None = None
-        self.empty = _status("VmRSS")
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """The peak within it counts."""
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            for device in range(torch.cuda.device_count()):
-                torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
-        yield
-        if on_gpu:
-            peak: float | None = sum(torch.cuda.max_memory_allocated(d) for d in range(torch.cuda.device_count()))
-        else:
-            most = _status("VmHWM")
-            peak = None if most is None or self.empty is None else max(0.0, most - self.empty)
-        if peak is not None:
-            self.most = max(self.most or 0.0, peak)
-
-
-def _status(name: str) -> float | None:
-    """Bytes of this process, as Linux tells them; `getrusage` begins at what the parent process had."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

@@ -64,7 +64,7 @@ class Base:
             return
         tokenizer = load_tokenizer(str(self.backbone.source), self.backbone.revision)
         asked = [(edit.where or f"edit {edit.id!r}", f"{probe.prompt} {probe.span}")
-                 for edit in edits for probe in (edit.own, *edit.probes)]  # fmt: skip
+                 for edit in edits for probe in edit.all_probes]  # fmt: skip
         for (where, text), ids in zip(asked, tokenizer([text for _, text in asked]).input_ids, strict=True):
             if len(ids) + written > limit:
                 raise DataError(

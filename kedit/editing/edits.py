@@ -65,6 +65,11 @@ class Edit:
         """The probe of reliability."""
         return probe(self.id, "reliability", self.prompt, self.target, where=self.where)
 
+    @property
+    def all_probes(self) -> tuple[Probe, ...]:
+        """The probe of reliability, and the others."""
+        return (self.own, *self.probes)
+
     def asked(self, aspect: str) -> list[Probe]:
         """The probes of an aspect, as in `ASPECTS`."""
         if aspect == "reliability":

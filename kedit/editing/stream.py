@@ -132,7 +132,9 @@ def run(
         immediate=joined(immediate),
         curve=curve,
         edit_seconds=sum(spent for _, spent in whole) / sum(made for made, _ in whole),
-        added_inference_share=None if base is None or not timed else _added(base, editor, timed, stream, clock),
+        added_inference_share=None
+        if base is None or not timed
+        else added_inference_share(base, editor, timed, stream.max_new_tokens, clock),
         false_activation_rate=None if false_activation_rate is None else false_activation_rate(),
         perplexity=None if perplexity is None or before is None else (before, perplexity(editor)),
     )
@@ -146,7 +148,7 @@ class _Plan:
         self.edits, self.stream = edits, stream
         self.immediate = set(self.order[: stream.immediate])
         self.timed = sorted(self.order[: stream.timed])
-        self.points = {edits} | {10**power for power in range(len(str(edits))) if 10**power < edits}
+        self.points = {edits, *points_before(edits)}
         self.judged = sorted(self.immediate.union(*map(self.after, self.points)))
         held = sorted({number + 1 for number in self.immediate} | self.points)
         self.stops: list[int] = []
@@ -162,18 +164,30 @@ class _Plan:
 
 
 def _probes(edits: Sequence[Edit], numbers: Iterable[int]) -> list[Probe]:
-    return [probe for number in numbers for probe in (edits[number].own, *edits[number].probes)]
+    return [probe for number in numbers for probe in edits[number].all_probes]
 
 
-def _added(base: Judged, editor: Judged, prompts: Sequence[str], stream: Stream, clock: Callable[[], float]) -> float:
+def points_before(edits: int) -> list[int]:
+    """1, 10, 100, ... edits, as long as more come."""
+    return [10**power for power in range(len(str(edits))) if 10**power < edits]
+
+
+def added_inference_share(
+    base: Judged,
+    editor: Judged,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    clock: Callable[[], float] = seconds,
+    rounds: int = ROUNDS,
+) -> float:
     """How much longer the editor's answers take than the unedited model's, as a share: medians of rounds in turn, so
     that other work on the machine slows both, after one to warm up.
     """
     taken: dict[str, list[float]] = {"base": [], "editor": []}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for name, model in (("base", base), ("editor", editor)):
             began = clock()
-            model.generate(prompts, max_new_tokens=stream.max_new_tokens)
+            model.generate(prompts, max_new_tokens=max_new_tokens)
             if turn:
                 taken[name].append(clock() - began)
     medians = {name: statistics.median(each) for name, each in taken.items()}

@@ -19,7 +19,6 @@ from kedit.lm.activations import Kept, activation_bytes
 from kedit.lm.losses import CHUNK_ELEMENTS
 from kedit.running.memory import (
     GIB,
-    Baseline,
     Memory,
     Sharing,
     Sizes,
@@ -33,6 +32,7 @@ from kedit.running.memory import (
     standing_memory,
 )
 from kedit.running.pace import clock
+from kedit.running.taken import Baseline
 
 WARMING, TIMED = 2, 5
 """Optimiser steps before timing begins, and those that are timed."""

@@ -1,14 +1,11 @@
-"""What a device holds in training: who has which weights, gradients and optimiser states, by formula; what is there and
-what is free, by measurement. Knows strategies and optimisers, and no method.
+"""What a device holds in training: who has which weights, gradients and optimiser states, by formula. Knows strategies
+and optimisers, and no method; what is taken and what is free is measured in `taken`.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
@@ -158,64 +155,8 @@ def remedy(memory: Memory, shared: Sharing, accumulated: int, checkpointing: boo
     return "share it over more devices by ZeRO (configs/hardware/node8.yaml, zero3.yaml)"
 
 
-class Baseline:
-    """A device's memory when training began, and since.
-
-    On the CPU a process holds interpreter and libraries, too: counted is what it has grown by, on top of the tensors
-    that were there. The C library keeps blocks that were freed: a fifth to a third more than the tensors need.
-
-    Args:
-        device: of this process.
-        tensors: bytes of weights and optimiser states that are there already.
-    """
-
-    def __init__(self, device: torch.device, tensors: float) -> None:
-        self.device, self.present = device, tensors
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.present = float(torch.cuda.memory_allocated(device))
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
-            self._resident = _status("VmRSS")
-
-    @property
-    def peak(self) -> float:
-        """Bytes taken at most."""
-        if self.device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self.device))
-        return self.present + max(_status("VmHWM") - self._resident, 0.0)
-
-    @property
-    def room(self) -> float:
-        """Bytes still free."""
-        if self.device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            return float(torch.cuda.mem_get_info(self.device)[0] + unused)
-        return free_host_memory()
-
-
-def free_host_memory(root: Path = Path("/")) -> float:
-    """Bytes that the machine can give, or that are left to this process's control group; infinite where unknown."""
-    free = float("inf")
-    with suppress(OSError, ValueError, IndexError):
-        free = 1024.0 * int((root / "proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")[1].split()[0])
-    with suppress(OSError, ValueError):
-        group = root / "sys/fs/cgroup"
-        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        free = min(free, float(int(limit) - int(used)))
-    return free
-
-
 def is_checkpointing(model: nn.Module) -> bool:
     return any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-
-
-def _status(name: str) -> float:
-    with suppress(OSError, IndexError, ValueError):
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024.0 * int(text.split(f"{name}:")[1].split()[0])
-    return 0.0
 
 
 def present(parameters: Iterable[Tensor], optimizers: Iterable[Any]) -> float:

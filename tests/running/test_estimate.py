@@ -13,15 +13,14 @@ from tiny_training import PER_EPOCH, Data, Model
 from torch import nn
 
 from kedit.lm.activations import Kept, activation_bytes
-from kedit.running import memory as module
+from kedit.running import taken
 from kedit.running.estimate import RunEstimate, _Saved
 from kedit.running.memory import (
     GIB,
-    Baseline,
     Memory,
     Sharing,
     Sizes,
-    free_host_memory,
+    gib,
     moments_of,
     remedy,
     sharing,
@@ -29,6 +28,7 @@ from kedit.running.memory import (
     standing_memory,
 )
 from kedit.running.position import TrainingPosition
+from kedit.running.taken import Baseline, free_host_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 N = 8e9
@@ -188,7 +188,7 @@ def test_the_strategy_says_how_it_shares():
 
 
 def test_what_does_not_fit_is_told_with_the_option_to_change(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "free_host_memory", lambda: 100.0)
+    monkeypatch.setattr(taken, "free_host_memory", lambda: 100.0)
     trainer = Trainer(
         accelerator="cpu", max_steps=2, enable_progress_bar=False, enable_model_summary=False, logger=False,
         enable_checkpointing=False, default_root_dir=tmp_path, callbacks=[TrainingPosition(), RunEstimate()],
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_told_with_the_option_to_change(tmp_path, monkeypat
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("this may not fit")]
     assert len(said) == 1
     assert "GiB are free; share it over more devices by ZeRO (configs/hardware/node8.yaml" in said[0].replace(
-        f"{module.gib(100.0)} are free", "GiB are free"
+        f"{gib(100.0)} are free", "GiB are free"
     )
     large = Memory(weights=1, activations=9)
     assert remedy(large, Sharing(), 8, False) == (

@@ -120,9 +120,7 @@ def main() -> None:
     source, base = options["facts"], options["bases"][given.base]
     edits = source.load()[: given.limit]
     facts = FactSet(edits, source if isinstance(source, Defining) else None)
-    probes = [
-        probe for edit in edits for probe in (edit.own, *edit.probes) if not is_local(probe) and not probe.answers
-    ]
+    probes = [probe for edit in edits for probe in edit.all_probes if not is_local(probe) and not probe.answers]
     groups = {aspect: [probe for probe in probes if probe.group.split("/")[0] == aspect]
               for aspect in ("reliability", "generality", "portability")}  # fmt: skip
     groups = {aspect: members for aspect, members in groups.items() if members}

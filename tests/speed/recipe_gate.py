@@ -112,7 +112,7 @@ def of_edits(networks: MemoryNetworks, texts: TextEncoder, edits: Sequence[Edit]
     edited = {prompt_hash(edit.prompt) for edit in edits}
     groups: dict[str, list[tuple[str, int]]] = {}
     for number in numbers:
-        for probe in (edits[number].own, *edits[number].probes):
+        for probe in edits[number].all_probes:
             aspect = probe.group.split("/")[0]
             if aspect in ("reliability", "generality"):
                 groups.setdefault(probe.group, []).append((probe.prompt, number + 1))
