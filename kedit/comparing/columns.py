@@ -44,6 +44,7 @@ class Column:
         better: which way is better.
         figure: what a contestant has there, with its interval where it has one.
         write: its values as text.
+        noise: a difference that says nothing, where there are no intervals.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Column:
     better: Better
     figure: Callable[[Contestant], Figure | None]
     write: Callable[[float], str]
+    noise: float = 0.0
 
     def cells(self, group: Sequence[Contestant]) -> list[Cell]:
         """What stands in it for each contestant of one model."""
@@ -59,7 +61,7 @@ class Column:
         rivals = [figure for one, figure in zip(group, figures, strict=True) if figure and one.method != "base"]
         best = self._best(rivals)
         marked = [
-            best is not None and figure is not None and one.method != "base" and _level(figure, best)
+            best is not None and figure is not None and one.method != "base" and self._level(figure, best)
             for one, figure in zip(group, figures, strict=True)
         ]
         if 2 * sum(marked) > len(rivals):  # to mark most of them says nothing
@@ -74,8 +76,12 @@ class Column:
     def _best(self, rivals: Sequence[Figure]) -> Figure | None:
         if self.better == "neither" or len(rivals) < 2:
             return None
-        found = (max if self.better == "higher" else min)(rivals, key=lambda figure: figure.mean)
-        return found
+        return (max if self.better == "higher" else min)(rivals, key=lambda figure: figure.mean)
+
+    def _level(self, one: Figure, best: Figure) -> bool:
+        if one.low is not None and best.low is not None:
+            return one.ties(best)
+        return abs(one.mean - best.mean) <= self.noise or self.write(one.mean) == self.write(best.mean)
 
 
 def main_columns(comparison: Comparison) -> list[Column]:
@@ -97,7 +103,7 @@ def cost_columns() -> list[Column]:
     return [
         _of_cost("seconds_per_fact", "Time a fact", "to teach it", seconds),
         _of_cost("training_seconds", "Training", "once, before facts", seconds),
-        _of_cost("added_inference_share", "Slower", "time of an answer", lambda value: share(value, sign=True)),
+        _of_cost("added_inference_share", "Slower", "time of an answer", lambda value: share(value, sign=True), 0.05),
         _of_cost("bytes_per_fact", "Stored", "a fact", amount),
         _of_cost("memory_bytes", "Memory", "most, while taught", amount),
     ]
@@ -143,11 +149,11 @@ def _of_figure(name: str, note: str = "") -> Column:
     return Column(name, kind.label, note, kind.better, lambda one: one.figures.get(name), kind.write)
 
 
-def _of_cost(name: str, head: str, note: str, write: Callable[[float], str]) -> Column:
+def _of_cost(name: str, head: str, note: str, write: Callable[[float], str], noise: float = 0.0) -> Column:
     def figure(one: Contestant) -> Figure | None:
         return None if (value := getattr(one.costs, name)) is None else Figure(value)
 
-    return Column(name, head, note, "lower", figure, write)
+    return Column(name, head, note, "lower", figure, write, noise)
 
 
 def _interval(figure: Figure, write: Callable[[float], str]) -> str:
@@ -155,7 +161,3 @@ def _interval(figure: Figure, write: Callable[[float], str]) -> str:
         return ""
     low, high = (write(end).removesuffix("\u00a0%") for end in (figure.low, figure.high))
     return f"{low}–{high}"
-
-
-def _level(one: Figure, best: Figure) -> bool:
-    return one.mean == best.mean or (one.low is not None and best.low is not None and one.ties(best))

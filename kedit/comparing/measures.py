@@ -89,9 +89,11 @@ def share(value: float, sign: bool = False) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that makes it short."""
+    """A time in the unit that makes it short; too short a one says nothing but that."""
     if value == 0:
         return "none"
+    if value < 5e-5:
+        return f"<0.1{SPACE}ms"
     for size, unit in ((3600, "h"), (60, "min"), (1, "s")):
         if value >= size * (0.995 if size > 1 else 0.1):
             return f"{_short(value / size)}{SPACE}{unit}"

@@ -13,6 +13,11 @@ function outside() {
   }).map((one) => one.outerHTML.slice(0, 200));
 }
 
+// Numbers of the cards that are wider than their places, and run into what stands beside them.
+function overfull() {
+  return shown(".price dd").filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent);
+}
+
 // Labels that a drawing's edge cuts.
 function cut() {
   return shown("svg[role=img]").flatMap((drawing) => {

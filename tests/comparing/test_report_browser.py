@@ -1,5 +1,6 @@
 """The page as a real browser shows it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from made_up_comparison import made_up
 from test_report_page import hostile
 
 from kedit.comparing.report_page import report_page
+from kedit.comparing.results import Costs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not opened")
 PHONE, DESK = 390, 1280
@@ -44,6 +46,14 @@ def column(browser: Browser, key: str) -> list[str]:
         f"[...document.querySelector('[data-name=main]').tBodies[0].rows].slice(1)"
         f".map(row => row.cells[0].dataset.value + '=' + (row.cells[{head}.cellIndex]?.dataset.value ?? ''))"
     )
+
+
+@pytest.fixture(scope="module")
+def page_of_long_costs(tmp_path_factory):
+    longest = Costs(87_000, 0.096, 12.34, 999_000_000, 9e11, False, "")
+    shown = made_up()
+    costly = replace(shown, contestants=tuple(replace(one, costs=longest) for one in shown.contestants))
+    return written(report_page(costly), tmp_path_factory.mktemp("costs"))
 
 
 def test_it_opens_without_errors_and_asks_for_nothing_else(browser, page):
@@ -94,6 +104,14 @@ def test_nothing_stands_out_of_the_window_and_no_label_is_cut(browser, request, 
     assert browser.evaluate("outside()") == []
     assert browser.evaluate("smallest()") > 11
     assert browser.evaluate("cut()") == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("costs", ["page", "page_of_long_costs"])
+def test_numbers_of_a_card_stand_apart(browser, request, width, costs):
+    browser.open(request.getfixturevalue(costs), width)
+    browser.evaluate(MEASURES)
+    assert browser.evaluate("overfull()") == []
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kedit.comparing.charts import gain_and_damage, retention, styles
 from kedit.comparing.columns import Column, all_columns, main_columns
 from kedit.comparing.drawing import kept_apart
+from kedit.comparing.measures import seconds
 from kedit.comparing.report import write_report
 from kedit.comparing.report_board import write_board
 from kedit.comparing.report_page import report_page
@@ -126,9 +127,9 @@ def test_a_comparison_of_next_to_nothing_has_a_page_too():
 
 
 def test_the_best_are_marked_with_all_that_cannot_be_told_from_them():
-    def marks(*figures: Figure | None, better: str = "higher", base: int = -1) -> str:
+    def marks(*figures: Figure | None, better: str = "higher", base: int = -1, write=str, noise: float = 0.0) -> str:
         group = [Contestant(str(number), "m", "base" if number == base else "recipe") for number in range(len(figures))]
-        column = Column("x", "X", "", better, lambda one: figures[int(one.name)], str)
+        column = Column("x", "X", "", better, lambda one: figures[int(one.name)], write, noise)
         return "".join("x" if cell.best else "." for cell in column.cells(group))
 
     a, b, c, d = Figure(0.9, 0.88, 0.92), Figure(0.87, 0.85, 0.89), Figure(0.5, 0.4, 0.6), Figure(0.2, 0.1, 0.3)
@@ -141,6 +142,10 @@ def test_the_best_are_marked_with_all_that_cannot_be_told_from_them():
     assert marks(a, c, d, base=0) == ".x."
     assert marks(Figure(1.0), Figure(1.0), Figure(2.0), Figure(3.0), better="lower") == "xx.."
     assert marks(Figure(0.9), Figure(0.8)) == "x."
+    times = [Figure(value) for value in (6e-7, 5e-7, 0.3, 0.4)]
+    assert marks(*times, better="lower", write=seconds) == "xx.."  # nobody can read which is the less
+    slower = [Figure(value) for value in (0.01, 0.05, 0.3, 0.4)]
+    assert marks(*slower, better="lower", noise=0.05) == "xx.."
 
 
 def test_columns_are_those_that_were_measured():

@@ -149,9 +149,9 @@ def test_numbers_have_short_units():
         "0 %",
         "0 %",
     ]
-    times = (0, 0.0021, 0.0996, 0.34, 59.9, 61, 447, 3599, 5400)
+    times = (0, 6e-7, 0.0021, 0.0996, 0.34, 59.9, 61, 447, 3599, 5400)
     assert [plain(seconds(value)) for value in times] == [
-        "none", "2.1 ms", "100 ms", "0.34 s", "1 min", "1 min", "7.5 min", "1 h", "1.5 h"
+        "none", "<0.1 ms", "2.1 ms", "100 ms", "0.34 s", "1 min", "1 min", "7.5 min", "1 h", "1.5 h"
     ]  # fmt: skip
     sizes = (0, 61, 999.6, 1771, 334e6, 1.24e9, 2e12)
     assert [plain(amount(value)) for value in sizes] == [
