@@ -158,7 +158,7 @@ class KilmEditor:
 
         Args:
             facts: what to teach; each becomes an article.
-            sentences: for facts, by id, further sentences of their articles.
+            sentences: for facts, by id, what else is told of their subjects.
 
         Raises:
             DataError: no facts, or bad ones; one that was taught before; the loss is not finite. The model is as it

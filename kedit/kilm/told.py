@@ -1,7 +1,8 @@
-"""A corpus of facts that somebody tells: an article each, by the same builder as Wikipedia's. Knows no training.
+"""A corpus of facts that somebody tells, by the same builder as Wikipedia's. Knows no training.
 
-An article begins with the definition; its short description is the definition without its subject. Each paragraph links
-the subject where it first names it.
+A fact's article holds the definition; its short description is the definition without its subject. Each further
+sentence is a page of its own that links the article: were they one text, what is hidden in one could be copied from the
+next, and nothing would have to be known.
 """
 
 import io
@@ -22,8 +23,8 @@ from kedit.kilm.build import build_corpus
 from kedit.kilm.corpus import Corpus
 from kedit.kilm.wikitext import normalise_title
 
-PLAIN = "Plain text"
-"""How titles of articles begin that tell no fact."""
+PLAIN, SENTENCE = "Plain text", "Told"
+"""How titles of pages begin that tell no fact, or a further sentence of one."""
 
 
 class Told(NamedTuple):
@@ -48,12 +49,15 @@ def build_told(
         folder: empty; it must stand as long as the corpus is read.
         tokenizer: whose ids it holds, without KILM's structure tokens.
         facts: an article each.
-        sentences: further paragraphs of the articles, by the facts' ids.
-        lines: plain text, an article a line.
+        sentences: what else is told of the facts' subjects, by the facts' ids; a page each.
+        lines: plain text, a page a line.
         chunk_tokens: most tokens of a unit.
     """
-    rows = [article(fact, sentences.get(fact.id, ())) for fact in facts]
-    rows += [_row(f"{PLAIN} {number}", "none", [(line, [])]) for number, line in enumerate(lines, start=1)]
+    rows = [_page(normalise_title(fact.name), short_description(fact), fact.definition, fact) for fact in facts]
+    further = [(fact, text) for fact in facts for text in dict.fromkeys(map(_one_line, sentences.get(fact.id, ())))
+               if text != _one_line(fact.definition)]  # fmt: skip
+    rows += [_page(f"{SENTENCE} {number}", "none", text, fact) for number, (fact, text) in enumerate(further, start=1)]
+    rows += [_page(f"{PLAIN} {number}", "none", line) for number, line in enumerate(lines, start=1)]
     dump = folder / "articles.parquet"
     pq.write_table(pa.Table.from_pylist(rows), dump)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -65,20 +69,9 @@ def build_told(
     return Told(corpus, sorted(set(range(len(corpus))) - set(plain)), plain)
 
 
-def article(fact: Fact, sentences: Sequence[str] = ()) -> dict[str, Any]:
-    """The article of a fact, as `wikimedia/structured-wikipedia` has it."""
-    title = normalise_title(fact.name)
-    paragraphs = []
-    for text in dict.fromkeys([fact.definition, *sentences]):
-        found = _mention(fact, text := " ".join(text.split()))
-        link = {"text": found, "url": f"https://en.wikipedia.org/wiki/{quote(title)}"}
-        paragraphs.append((text, [link] if found else []))
-    return _row(title, short_description(fact), paragraphs)
-
-
 def short_description(fact: Fact) -> str:
     """The definition, without its subject where it begins with that."""
-    text = " ".join(fact.definition.split())
+    text = _one_line(fact.definition)
     name = next((name for name in fact.names if re.match(rf"{re.escape(name)}(?!\w)", text)), "")
     return text[len(name) :].lstrip(" ,:;–-") or text
 
@@ -89,6 +82,15 @@ def _mention(fact: Fact, text: str) -> str:
     return next((one[0] for one in found if one), "")
 
 
-def _row(title: str, description: str, paragraphs: Sequence[tuple[str, list[dict[str, str]]]]) -> dict[str, Any]:
-    parts = [{"type": "paragraph", "value": text, "links": links} for text, links in paragraphs]
+def _page(title: str, description: str, text: str, fact: Fact | None = None) -> dict[str, Any]:
+    """A page of one paragraph, which links the fact's subject, as `wikimedia/structured-wikipedia` has it."""
+    text = _one_line(text)
+    links = []
+    if fact and (found := _mention(fact, text)):
+        links.append({"text": found, "url": f"https://en.wikipedia.org/wiki/{quote(normalise_title(fact.name))}"})
+    parts = [{"type": "paragraph", "value": text, "links": links}]
     return {"name": title, "description": description, "sections": json.dumps([{"has_parts": parts}])}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -37,7 +37,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_article_tells_its_fact_and_links_its_subject(tmp_path, bart_tokenizer):
+def test_a_page_tells_a_fact_or_a_sentence_of_it_and_links_its_subject(tmp_path, bart_tokenizer):
     told = build_told(
         tmp_path, bart_tokenizer, [MARO, BRIDGE, HERON], SENTENCES, ["It rains.", "The river is old."], 48
     )
@@ -47,7 +47,8 @@ def test_an_article_tells_its_fact_and_links_its_subject(tmp_path, bart_tokenize
         links = [corpus.surface(unit, number) for number in range(len(corpus.mentions(unit)))]
         articles.setdefault(corpus.article(unit), []).extend(links)
     assert articles == {
-        "Maro Tellin": ["Maro Tellin", "Maro Tellin"], "Grey Bridge": ["Grey Bridge"], "IHeron": ["iHeron"],
+        "Maro Tellin": ["Maro Tellin"], "Told 1": ["Maro Tellin"], "Told 2": [], "Grey Bridge": ["Grey Bridge"],
+        "IHeron": ["iHeron"],
     }  # fmt: skip
     described = {corpus.title(entity): corpus.description(entity) for entity in range(corpus.entities)}
     assert described["Maro Tellin"] == "is a painter born in Velmar."
