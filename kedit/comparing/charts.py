@@ -113,15 +113,19 @@ def gain_and_damage(those: Sequence[Standing], looks: Mapping[str, Style], id: s
         if value <= end and (value != 0.05 or x(0.1) - x(0.05) > 36):
             drawing.text(x(value), y(0) + 15, share(value).replace("\u00a0", ""), "middle", MUTED)
     drawing.text(left + plot / 2, HEIGHT - 9, "unrelated answers changed", "middle", MUTED)
+    bars: list[Box] = []
     for one in those:
         at, height, look = x(one.damage.mean), y(one.right.mean), looks[one.name]
         if one.right.low is not None and one.right.high is not None:
-            drawing.line([(at, y(one.right.low)), (at, y(one.right.high))], look.colour, 1.5, opacity=0.45)
+            bars.append((at, y(one.right.high), at, y(one.right.low)))
+            drawing.line([bars[-1][:2], bars[-1][2:]], look.colour, 1.5, opacity=0.45)
         if one.damage.low is not None and one.damage.high is not None:
-            drawing.line([(x(one.damage.low), height), (x(one.damage.high), height)], look.colour, 1.5, opacity=0.45)
+            bars.append((x(one.damage.low), height, x(one.damage.high), height))
+            drawing.line([bars[-1][:2], bars[-1][2:]], look.colour, 1.5, opacity=0.45)
     lines = [broken(one.name, 16 if width < 480 else 24) for one in those]
     points = [(x(one.damage.mean), y(one.right.mean)) for one in those]
-    for one, text, (at, height), (box, anchor) in zip(those, lines, points, _labels(points, lines, width), strict=True):
+    places = _labels(points, lines, bars, width)
+    for one, text, (at, height), (box, anchor) in zip(those, lines, points, places, strict=True):
         look = looks[one.name]
         drawing.marker(at, height, look, f"{one.name}: {interval(one.right)} right, {interval(one.damage)} changed", 6)
         middle, edge = (box[1] + box[3]) / 2, box[0] if anchor == "start" else box[2]
@@ -139,7 +143,9 @@ Place = tuple[Box, str]
 """A label's box, and the end of its text that is nearer to its point."""
 
 
-def _labels(points: Sequence[tuple[float, float]], lines: Sequence[Sequence[str]], width: int) -> list[Place]:
+def _labels(
+    points: Sequence[tuple[float, float]], lines: Sequence[Sequence[str]], bars: Sequence[Box], width: int
+) -> list[Place]:
     """Places for labels beside points: of several orders of placing them one by one, the one that is least crowded."""
     random, orders = Random(0), [list(range(len(points)))]
     for _ in range(ORDERS):
@@ -147,6 +153,7 @@ def _labels(points: Sequence[tuple[float, float]], lines: Sequence[Sequence[str]
     best: tuple[float, dict[int, Place]] = (math.inf, {})
     for order in orders:
         taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
+        taken += [(left - 1, top - 1, right + 1, bottom + 1) for left, top, right, bottom in bars]
         total, found = 0.0, {}
         for number in order:
             cost, found[number] = _free_place(number, points, lines[number], taken, width)

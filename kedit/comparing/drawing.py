@@ -12,8 +12,8 @@ SIZE = 12.5
 """Height of text, in pixels of the page: drawings are made for a width and not scaled up."""
 LINE = 15
 """From one line of text to the next."""
-_LETTER = 7.6
-"""Width of a letter at that size, on the large side."""
+_LETTER, _CAPITAL = 7.6, 9.8
+"""Widths of letters at that size, on the large side."""
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down", "hourglass", "ring", "star")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4", "9 3 2 3 2 3", "3 6", "14 3 3 3")
 
@@ -113,7 +113,7 @@ def swatch(style: Style) -> str:
 
 def wide(text: str) -> float:
     """About how many pixels a line of text takes."""
-    return _LETTER * len(text)
+    return sum(_CAPITAL if letter.isupper() else _LETTER for letter in text)
 
 
 def broken(text: str, letters: int) -> list[str]:

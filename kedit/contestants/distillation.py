@@ -54,7 +54,7 @@ class Distillation(Way):
             bos=base.bos,
         )  # fmt: skip
         if self.independent:
-            return Opened(Distilled(model, editor, facts), "yes, exactly: its own adapter is taken off", True)
+            return Opened(Distilled(model, editor, facts), "exactly: its own adapter is taken off", True)
         return Opened(Distilled(model, editor, facts), "only by learning all others again without it", False)
 
 

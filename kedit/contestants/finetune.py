@@ -18,7 +18,7 @@ from kedit.recipe.tuning import Tuned, Tuning
 
 TOGETHER = Tuning(steps=40, learning_rate=2e-4, batch=16, answer_end=".")
 ONE_BY_ONE = Tuning(steps=25, learning_rate=2e-4, batch=1, answer_end=".")
-WEIGHTS = "no: the weights that were changed hold all facts together"
+WEIGHTS = "the weights that were changed hold all facts together"
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from kedit.recipe.tuning import Tuned, Tuning
 
 TOGETHER = Tuning(steps=40, learning_rate=1e-3, batch=16, answer_end=".")
 ONE_BY_ONE = Tuning(steps=25, learning_rate=1e-3, batch=1, answer_end=".")
-ADAPTER = "no: one adapter holds all facts together; taken off, all are gone"
+ADAPTER = "one adapter holds all facts together; taken off, all are gone"
 
 
 @dataclass(kw_only=True)

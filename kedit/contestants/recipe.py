@@ -49,7 +49,7 @@ class Recipe(Way):
             self.run, folder / "edits", self.rate, model=model.model, base=str(base.backbone.source)
         )  # fmt: skip
         return Opened(
-            editor, "yes, exactly: the edit is deleted from the memory", True, training_seconds(find_run(self.run))
+            editor, "exactly: the edit is deleted from the memory", True, training_seconds(find_run(self.run))
         )
 
 

@@ -74,7 +74,7 @@ class TextInPrompt(Way):
             device = "cuda" if torch.cuda.is_available() else "cpu"
             texts = ByMemory(open_memory(self.run, folder / "edits", self.rate, device).memory, facts, self.text)
         editor = Retrieved(asked(base), texts, self.template)
-        return Opened(editor, "yes, exactly: its text is deleted", True, seconds)
+        return Opened(editor, "exactly: its text is deleted", True, seconds)
 
 
 class Texts(Protocol):

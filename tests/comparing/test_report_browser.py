@@ -49,6 +49,13 @@ def column(browser: Browser, key: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def page_in_capitals(tmp_path_factory):
+    shown = made_up()
+    loud = replace(shown, contestants=tuple(replace(one, name=one.name.upper()[:14]) for one in shown.contestants))
+    return written(report_page(loud), tmp_path_factory.mktemp("capitals"))
+
+
+@pytest.fixture(scope="module")
 def page_of_long_costs(tmp_path_factory):
     longest = Costs(87_000, 0.096, 12.34, 999_000_000, 9e11, False, "")
     shown = made_up()
@@ -94,7 +101,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(browser, page):
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-@pytest.mark.parametrize("texts", ["page", "hostile_page"])
+@pytest.mark.parametrize("texts", ["page", "hostile_page", "page_in_capitals"])
 def test_nothing_stands_out_of_the_window_and_no_label_is_cut(browser, request, width, texts):
     browser.open(request.getfixturevalue(texts), width)
     assert browser.complaints() == []
