@@ -4,7 +4,7 @@ from datetime import date
 
 from kedit.comparing.columns import all_columns
 from kedit.comparing.measures import amount, measure, seconds, share
-from kedit.comparing.results import Comparison
+from kedit.comparing.results import Comparison, Contestant
 from kedit.comparing.standings import TOLERABLE, Standing, asked
 from kedit.editing.stream_report import KINDS
 
@@ -30,6 +30,13 @@ def about_base(comparison: Comparison, name: str) -> str:
     if base.knows:
         parts.append(f"knew {share(base.knows.mean)} of the facts")
     return " · ".join(parts)
+
+
+def note(one: Contestant) -> str:
+    """What a reader must know of a contestant's figures; mostly nothing."""
+    apart = "" if one.together else "each fact in a model of its own"
+    unlearned = f"nothing was learned of {one.unlearned:,} facts" if one.unlearned else ""
+    return "; ".join(filter(None, [apart, unlearned]))
 
 
 def prices(one: Standing) -> list[tuple[str, str]]:
@@ -67,9 +74,9 @@ def words(comparison: Comparison) -> list[tuple[str, str]]:
          "wider, if anything. Those that overlap are called a tie."),
         ("Forced", "The right answer is given; the share of its tokens that are the likeliest. It tells the answer's "
          "length and beginning, and so is never mixed with free answers."),
-        ("Costs", "On the machine and with the settings of the command below; times say little of other machines. A few "
-         "per cent of an answer's time are noise. Adapters (LoRA, distillation) stand beside the weights; merged into "
-         "them, as `export` does, they take no time."),
+        ("Costs", "On the machine and with the settings of the command below; times say little of other machines. A "
+         "few per cent of an answer's time are noise. Adapters (LoRA, distillation) stand beside the weights; merged "
+         "into them, as `export` does, they take no time."),
     ]  # fmt: skip
     columns = (column for table in all_columns(comparison).values() for column in table)
     kinds = [kind for column in columns if not column.key.endswith(KINDS) and (kind := measure(column.key))]

@@ -35,6 +35,7 @@ def contestant(name: str, base: str, way: Way, trials: Sequence[Trial], facts: i
         base=base,
         method=way.method,
         together=way.together,
+        unlearned=max(trial.unlearned for trial in trials),
         figures=dict(_figures(trials)),
         retention=tuple(_retention(trials)),
         costs=_costs(trials, facts),

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from kedit.comparing import charts
 from kedit.comparing.columns import MISSING, Column, all_columns, cells_of, cost_columns, main_columns
 from kedit.comparing.drawing import swatch
-from kedit.comparing.explanations import about, about_base, prices, words
+from kedit.comparing.explanations import about, about_base, note, prices, words
 from kedit.comparing.results import Comparison, Contestant
 from kedit.comparing.standings import standings
 from kedit.comparing.verdict import Verdict, cautions, verdicts
@@ -98,7 +98,7 @@ def _grid(
                 "name": one.name,
                 "reason": one.reason,
                 "status": one.status.capitalize(),
-                "note": "" if one.together else "each fact in a model of its own",
+                "note": note(one),
                 "swatch": Markup(swatch(looks[one.name])),
                 "use": (base.name, one.name) in use,
                 "cells": cells,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kedit.comparing.columns import Cell, Column, all_columns, cells_of, cost_columns, main_columns
-from kedit.comparing.explanations import about, about_base, words
+from kedit.comparing.explanations import about, about_base, note, words
 from kedit.comparing.results import Comparison
 from kedit.comparing.standings import kept
 from kedit.comparing.verdict import cautions, interval, verdicts
@@ -39,6 +39,7 @@ def summary_text(comparison: Comparison) -> str:
             rows = [["", *(column.head for column in columns)]]
             rows += [[each.name, *(cell.text for cell in row)] for each, row in zip(done, cells, strict=True)]
             lines += ["", *_lined_up(rows)]
+        lines += [f"{each.name}: {said}" for each in done if (said := note(each))]
         lines += [f"{each.name}: {each.status}: {each.reason}" for each in group if each.status != "done"]
     return "\n".join(lines).strip() + "\n"
 
@@ -81,6 +82,8 @@ def _tables(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
                 for one, cells in zip(done, cells_of(columns, done), strict=True)
             ]
             parts.append(_table([escaped(base.name), *(column.head for column in columns)], rows))
+        if noted := [one for one in done if note(one)]:
+            parts.append("\n".join(f"- {escaped(one.name)}: {note(one)}" for one in noted))
         if without := [one for one in group if one.status != "done"]:
             parts.append("\n".join(f"- {escaped(one.name)}: {one.status}, {escaped(one.reason)}" for one in without))
     return parts

@@ -107,6 +107,7 @@ class Contestant:
         retention: share of facts kept after 1, 10, 100, ... facts, ascending.
         costs: what it takes.
         examples: some probes, the same of every contestant.
+        unlearned: facts of which nothing was learned, the most of a seed.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Contestant:
     retention: tuple[Kept, ...] = ()
     costs: Costs = Costs()
     examples: tuple[Example, ...] = ()
+    unlearned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

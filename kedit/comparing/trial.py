@@ -105,6 +105,7 @@ class Trial:
         stored_bytes: what has to be kept beside the base model.
         can_take_out: whether one fact can be taken out again.
         take_out: how, or why not.
+        unlearned: facts of which nothing was learned.
         perplexity: before and after.
         qa: which of the questions were answered rightly before, and after.
         in_context: of the unedited model, ids of facts and whether it says them behind their text.
@@ -121,6 +122,7 @@ class Trial:
     stored_bytes: float = 0.0
     can_take_out: bool = True
     take_out: str = ""
+    unlearned: int = 0
     perplexity: tuple[float, float] | None = None
     qa: tuple[list[float], list[float]] | None = None
     in_context: dict[str, float] = field(default_factory=dict)
@@ -246,6 +248,7 @@ class _Trial:
             rows,
             kept if self.judging.retention else {},
             spent,
+            unlearned=len(_unlearned(self.editor)),
             perplexity=None if perplexity is None or self.ability[0] is None else (self.ability[0], perplexity),
             qa=(self.ability[1], qa) if qa else None,
         )
@@ -274,14 +277,15 @@ class _Trial:
         for edit in self.edits:
             groups.setdefault(edit.subject or edit.id, []).append(edit)
         rows: list[Row] = []
-        spent = 0.0
+        spent, unlearned = 0.0, 0
         for group in groups.values():
             spent += self._teach(group)
+            unlearned += len(_unlearned(self.editor))
             self.stored += _stored(self.editor)
             probes = [probe for edit in group for probe in edit.all_probes]
             rows += self._rows(self.judge(self.editor, probes), self.editor)
             self.editor.reset()
-        return Trial(rows, teaching_seconds=spent)
+        return Trial(rows, teaching_seconds=spent, unlearned=unlearned)
 
     def _rows(self, verdicts: Verdicts, model: EditedModel) -> Iterator[Row]:
         losses = _nll(model, verdicts.probes)
@@ -337,6 +341,10 @@ def _nll(model: Judged, probes: Sequence[Probe]) -> dict[tuple[str, str], float]
 
 def _stored(editor: object) -> int:
     return int(getattr(editor, "stored_bytes", 0))
+
+
+def _unlearned(editor: object) -> set[str]:
+    return getattr(editor, "unlearned", set())
 
 
 def _parameters(opened: Opened) -> int | None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from kedit.comparing.facts import FactSet
+from kedit.comparing.facts import FactSet, sentence
 from kedit.comparing.results import Method
 from kedit.comparing.way import Base, Opened, Way
 from kedit.contestants.asked import asked
@@ -25,6 +25,8 @@ class Distillation(Way):
     Args:
         settings: how an edit is made; its seed is the comparison's.
         lora: the adapter.
+        sentences: to learn from: `written` by the model, which reads the definition; or the edits as they are `told`,
+            for models that cannot write of a subject.
         independent: a model of its own for each subject, taught nothing else; otherwise all are taught at once.
         bases: names of the models that it is tried on; null for all that it applies to.
     """
@@ -32,6 +34,7 @@ class Distillation(Way):
     method: ClassVar[Method] = "distill"
     settings: EditSettings = field(default_factory=EditSettings)
     lora: Lora = field(default_factory=Lora)
+    sentences: Literal["written", "told"] = "written"
     independent: bool = False
 
     @property
@@ -53,9 +56,10 @@ class Distillation(Way):
             model.model, model.tokenizer, self.lora, replace(self.settings, seed=seed), progress=False,
             bos=base.bos,
         )  # fmt: skip
+        distilled = Distilled(model, editor, facts, self.sentences == "told")
         if self.independent:
-            return Opened(Distilled(model, editor, facts), "exactly: its own adapter is taken off", True)
-        return Opened(Distilled(model, editor, facts), "only by learning all others again without it", False)
+            return Opened(distilled, "exactly: its own adapter is taken off", True)
+        return Opened(distilled, "only by learning all others again without it", False)
 
 
 class Distilled(Rival):
@@ -65,11 +69,16 @@ class Distilled(Rival):
         model: how it is asked.
         editor: teaches the very model that is asked.
         facts: the definitions.
+        told: sentences to learn from are the edits themselves.
+
+    Attributes:
+        unlearned: edits of which nothing was learned, as no sentence was usable.
     """
 
-    def __init__(self, model: PrefixedModel, editor: DistillEditor, facts: FactSet) -> None:
+    def __init__(self, model: PrefixedModel, editor: DistillEditor, facts: FactSet, told: bool = False) -> None:
         super().__init__(model)
-        self.editor, self.facts = editor, facts
+        self.editor, self.facts, self.told = editor, facts, told
+        self.unlearned: set[str] = set()
         taught = {edit.prompt.strip() for edit in facts.edits}
         self.probes = [probe for edit in facts.edits for probe in edit.probes if probe.prompt.strip() not in taught]
 
@@ -83,11 +92,19 @@ class Distilled(Rival):
         """
         self._check_new(facts)
         report = None
+        defined = self.facts.definitions(facts)
+        by_subject: dict[str, list[Edit]] = {}
+        for edit in facts:
+            by_subject.setdefault(edit.subject, []).append(edit)
+        own = {fact.id: by_subject[fact.name] for fact in defined}
+        told = {id: [*map(sentence, edits)] for id, edits in own.items()} if self.told else None
         try:
-            report = self.editor.edit(self.facts.definitions(facts), probes=self.probes)
+            report = self.editor.edit(defined, told, probes=self.probes)
         except NothingUsable:
             if len(facts) == len(self.facts.edits):
                 raise
+        without = own if report is None else report.without
+        self.unlearned |= {edit.id for id in without for edit in own[id]}
         self.edits |= {edit.id: edit for edit in facts}
         return report
 
@@ -100,12 +117,14 @@ class Distilled(Rival):
             self.editor.forget(known)
         for id in gone:
             del self.edits[id]
+        self.unlearned.difference_update(gone)
         if rest:
             self.edit([self.edits.pop(edit.id) for edit in rest])
 
     def reset(self) -> None:
         self.editor.reset()
         self.edits.clear()
+        self.unlearned.clear()
 
     @property
     def stored_bytes(self) -> int:

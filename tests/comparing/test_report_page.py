@@ -15,7 +15,7 @@ from kedit.comparing.measures import seconds
 from kedit.comparing.report import write_report
 from kedit.comparing.report_board import write_board
 from kedit.comparing.report_page import report_page
-from kedit.comparing.report_text import report_text
+from kedit.comparing.report_text import report_text, summary_text
 from kedit.comparing.results import Contestant, Costs, Example, Figure, Kept
 from kedit.comparing.results_file import read
 from kedit.comparing.standings import standings
@@ -146,6 +146,15 @@ def test_the_best_are_marked_with_all_that_cannot_be_told_from_them():
     assert marks(*times, better="lower", write=seconds) == "xx.."  # nobody can read which is the less
     slower = [Figure(value) for value in (0.01, 0.05, 0.3, 0.4)]
     assert marks(*slower, better="lower", noise=0.05) == "xx.."
+
+
+def test_facts_of_which_nothing_was_learned_are_told_of():
+    shown = made_up()
+    done = next(one for one in shown.contestants if one.status == "done" and one.method != "base")
+    few = replace(shown, contestants=tuple(replace(one, unlearned=1234 * (one is done)) for one in shown.contestants))
+    for text in (report_page(few), report_text(few), summary_text(few)):
+        assert "nothing was learned of 1,234 facts" in text
+    assert "nothing was learned" not in report_page(shown) + report_text(shown) + summary_text(shown)
 
 
 def test_columns_are_those_that_were_measured():

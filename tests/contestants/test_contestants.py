@@ -251,11 +251,27 @@ def test_facts_of_which_nothing_can_be_written_are_not_learned(open_way):
     initial = nll(editor)
     assert editor.edit([EDITS[1]]) is None
     np.testing.assert_array_equal(nll(editor), initial)
+    assert editor.unlearned == {"2"}
     editor.forget(["2"])
+    assert not editor.unlearned
+    editor.edit(EDITS)
+    assert editor.unlearned == {"2"}
+    editor.reset()
+    assert not editor.unlearned
     settings.filters.forbidden.append(".")
     with pytest.raises(DataError, match="no usable sentence for any of 2 facts"):
         editor.edit(EDITS)
     assert not editor.edits
+
+
+def test_edits_are_the_sentences_of_a_model_that_cannot_write(open_way):
+    editor = open_way(Distillation(settings=WAYS["distill"].settings, lora=Lora(rank=4), sentences="told")).editor
+    initial = nll(editor)
+    editor.edit(EDITS)
+    texts = {sentence.text for sentence in editor.editor.edits[0].sentences}
+    assert texts == {"Maro Tellin was born in Velmar.", "Maro Tellin painted the Grey Bridge.",
+                     "The Grey Bridge was built by the Tellin company."}  # fmt: skip
+    assert nll(editor).mean() != initial.mean()
 
 
 # who does not apply ---------------------------------------------------------------------------------------------------
