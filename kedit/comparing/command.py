@@ -19,12 +19,12 @@ from kedit.comparing.facts import Defining, FactSet, Surrounded
 from kedit.comparing.identity import code, content, described, digest, own_code
 from kedit.comparing.measures import share
 from kedit.comparing.merging import behind_text, contestant, examples, said
+from kedit.comparing.record import Judging, Trial
 from kedit.comparing.report import write_report
 from kedit.comparing.report_board import write_board
 from kedit.comparing.report_text import summary_text
 from kedit.comparing.results import BaseModel, Comparison, Contestant, Facts
 from kedit.comparing.schedule import Asked, Job, Progress, run_job
-from kedit.comparing.trial import Judging, Trial
 from kedit.comparing.verdict import cautions
 from kedit.comparing.way import Base, Way
 from kedit.editing.conflicts import EditConflicts

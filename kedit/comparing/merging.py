@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from kedit.comparing.record import Row, Trial
 from kedit.comparing.results import Contestant, Costs, Example, Figure, Kept
-from kedit.comparing.trial import Row, Trial
 from kedit.comparing.way import Way
 from kedit.editing.bootstrap import cluster_interval
 from kedit.editing.stream_report import MANY

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kedit.comparing.facts import FactSet
-from kedit.comparing.trial import Judging, Trial, run_trial
+from kedit.comparing.record import Judging, Trial
+from kedit.comparing.trial import run_trial
 from kedit.comparing.way import Base, Way
 from kedit.editing.sources import Question
 from kedit.running.errors import told

@@ -17,7 +17,8 @@ from kedit.comparing import schedule
 from kedit.comparing.command import compare
 from kedit.comparing.facts import FactSet
 from kedit.comparing.identity import described
-from kedit.comparing.trial import Judging, run_trial
+from kedit.comparing.record import Judging
+from kedit.comparing.trial import run_trial
 from kedit.editing.sources import DataError, Question
 from kedit.running.runs import Run
 from kedit.running.taken import Baseline

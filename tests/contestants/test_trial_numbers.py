@@ -10,7 +10,8 @@ from tiny_contest import EDITS, base
 from kedit.comparing import schedule
 from kedit.comparing.command import compare
 from kedit.comparing.facts import FactSet
-from kedit.comparing.trial import Judging, run_trial
+from kedit.comparing.record import Judging
+from kedit.comparing.trial import run_trial
 from kedit.contestants import AsItIs, Finetune, TextInPrompt
 from kedit.editing.edits import EditFile, probe, write_edits
 from kedit.editing.sources import DataError
