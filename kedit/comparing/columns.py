@@ -44,7 +44,6 @@ class Column:
         better: which way is better.
         figure: what a contestant has there, with its interval where it has one.
         write: its values as text.
-        noise: a difference that says nothing, where there are no intervals.
     """
 
     key: str
@@ -53,7 +52,6 @@ class Column:
     better: Better
     figure: Callable[[Contestant], Figure | None]
     write: Callable[[float], str]
-    noise: float = 0.0
 
     def cells(self, group: Sequence[Contestant]) -> list[Cell]:
         """What stands in it for each contestant of one model."""
@@ -81,14 +79,14 @@ class Column:
     def _level(self, one: Figure, best: Figure) -> bool:
         if one.low is not None and best.low is not None:
             return one.ties(best)
-        return abs(one.mean - best.mean) <= self.noise or self.write(one.mean) == self.write(best.mean)
+        return self.write(one.mean) == self.write(best.mean)
 
 
 def main_columns(comparison: Comparison) -> list[Column]:
     """What a choice is made by."""
     columns = []
     if aspects := standings.asked(comparison.contestants):
-        note = f"mean of the next {len(aspects)}"
+        note = f"mean of the next {len(aspects)}" if len(aspects) > 1 else "as the next"
         columns.append(Column("right", "New facts right", note, "higher", _right(comparison), share))
     for aspect, note in _NOTES.items():
         if any(f"{aspect}/free" in one.figures for one in comparison.contestants):
@@ -103,7 +101,9 @@ def cost_columns() -> list[Column]:
     return [
         _of_cost("seconds_per_fact", "Time a fact", "to teach it", seconds),
         _of_cost("training_seconds", "Training", "once, before facts", seconds),
-        _of_cost("added_inference_share", "Slower", "time of an answer", lambda value: share(value, sign=True), 0.05),
+        _of_cost(
+            "added_inference_share", "Slower", "time of an answer", lambda value: share(value, sign=True), "neither"
+        ),
         _of_cost("bytes_per_fact", "Stored", "a fact", amount),
         _of_cost("memory_bytes", "Memory", "most, while taught", amount),
     ]
@@ -149,11 +149,11 @@ def _of_figure(name: str, note: str = "") -> Column:
     return Column(name, kind.label, note, kind.better, lambda one: one.figures.get(name), kind.write)
 
 
-def _of_cost(name: str, head: str, note: str, write: Callable[[float], str], noise: float = 0.0) -> Column:
+def _of_cost(name: str, head: str, note: str, write: Callable[[float], str], better: Better = "lower") -> Column:
     def figure(one: Contestant) -> Figure | None:
         return None if (value := getattr(one.costs, name)) is None else Figure(value)
 
-    return Column(name, head, note, "lower", figure, write, noise)
+    return Column(name, head, note, better, figure, write)
 
 
 def _interval(figure: Figure, write: Callable[[float], str]) -> str:

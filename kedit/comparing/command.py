@@ -86,6 +86,8 @@ def compare(
     folder = Path(run.logs) / run.name
     with only_one(folder):
         jobs, unfit = plan(bases, contestants, asked, seeds, folder / "trials")
+        for warning in warnings:
+            print(f"compare: {warning}", file=sys.stderr, flush=True)
         found = _run(jobs, asked)
         comparison = Comparison(
             title=title,
@@ -227,7 +229,7 @@ def _warnings(edits: Sequence[Edit], conflicts: EditConflicts, seeds: Sequence[i
     if missing := [aspect for aspect in ASPECTS[1:] if aspect not in asked]:
         found.append(
             f"The facts have no probes of {' or '.join(missing)}: nothing is said of that. A line of an edits' file "
-            'takes them as "probes": [{"group": "locality", "prompt": ...}].'
+            'takes them as "probes": [{"group": "locality", "prompt": "...", "target": ""}].'
         )
     if conflicts.conflicts:
         found.append(

@@ -74,9 +74,10 @@ def words(comparison: Comparison) -> list[tuple[str, str]]:
          "wider, if anything. Those that overlap are called a tie."),
         ("Forced", "The right answer is given; the share of its tokens that are the likeliest. It tells the answer's "
          "length and beginning, and so is never mixed with free answers."),
-        ("Costs", "On the machine and with the settings of the command below; times say little of other machines. A "
-         "few per cent of an answer's time are noise. Adapters (LoRA, distillation) stand beside the weights; merged "
-         "into them, as `export` does, they take no time."),
+        ("Costs", "On the machine and with the settings of the command below; times say little of other machines. An "
+         "answer's time beside the model as it is has no interval: a few per cent are noise, of models that answer in "
+         "a few milliseconds some ten, and none is marked as best. Adapters (LoRA, distillation) stand beside the "
+         "weights; merged into them, as `export` does, they take no time."),
     ]  # fmt: skip
     columns = (column for table in all_columns(comparison).values() for column in table)
     kinds = [kind for column in columns if not column.key.endswith(KINDS) and (kind := measure(column.key))]

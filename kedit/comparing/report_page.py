@@ -117,7 +117,7 @@ def _taken_out(one: Contestant) -> str:
     if one.method == "base":
         return MISSING.text
     can = {True: "Yes", False: "No", None: "Not known"}[one.costs.can_take_out]
-    return f"{can}: {one.costs.take_out}" if one.costs.take_out else can
+    return f"{can}, {one.costs.take_out}" if one.costs.take_out else can
 
 
 def _charts(comparison: Comparison) -> list[dict[str, Any]]:

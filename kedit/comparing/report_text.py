@@ -30,7 +30,7 @@ def summary_text(comparison: Comparison) -> str:
     """The verdict and the main table, for a terminal: columns that line up, and no marks."""
     lines = [*cautions(comparison)]
     for one in verdicts(comparison):
-        lines += ["", f"{about_base(comparison, one.base)}: {one.headline}", *one.sentences]
+        lines += ["", f"{about_base(comparison, one.base)}", one.headline, *one.sentences]
         group = comparison.of(one.base)
         done = [each for each in group if each.status == "done"]
         if done:
@@ -49,7 +49,7 @@ def _head(comparison: Comparison) -> str:
     parts += [f"> **Note:** {escaped(caution)}" for caution in cautions(comparison)]
     parts.append("## Which should I use, and what does it cost me?")
     for one in verdicts(comparison):
-        parts.append(f"### {escaped(about_base(comparison, one.base))}: {escaped(one.headline)}")
+        parts.append(f"### {escaped(about_base(comparison, one.base))}\n\n**{escaped(one.headline)}**")
         parts += map(escaped, one.sentences)
     return "\n\n".join(parts)
 

@@ -62,7 +62,7 @@ def verdict(base: str, group: Sequence[Contestant], facts: int) -> Verdict:
     """What is to be said of the contestants of one model that were taught so many facts."""
     those = standings(group)
     use = _to_use(those, facts)
-    headline = use[0].name if use else "None of them"
+    headline = use[0].name if use else "None to recommend"
     sentences = (_first(group, those, use, facts), _second(group), f"{_prompt(group, those)}; {_rivalry(group)}.")
     one, two, three = map(_capital, sentences)
     return Verdict(base, tuple(one.name for one in use), _capital(headline), (one, two, three))

@@ -1,6 +1,6 @@
 """Fine-tuning as a contestant: all of the model's weights, or one layer's; edits together, or one after another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,8 +16,8 @@ from kedit.recipe.joint import JointFineTune
 from kedit.recipe.prefix import PrefixedModel
 from kedit.recipe.tuning import Tuned, Tuning
 
-TOGETHER = Tuning(steps=40, learning_rate=2e-4, batch=16, answer_end=".")
-ONE_BY_ONE = Tuning(steps=25, learning_rate=2e-4, batch=1, answer_end=".")
+TOGETHER = Tuning(steps=40, learning_rate=2e-4, batch=16)
+ONE_BY_ONE = Tuning(steps=25, learning_rate=2e-4, batch=1)
 WEIGHTS = "the weights that were changed hold all facts together"
 
 
@@ -29,7 +29,7 @@ class Finetune(Way):
         layer: train only this layer, from 0 or the last (an encoder-decoder's decoder); null for all weights.
         tuning: how it learns. Of edits that are learned together, `steps` is how many times at most it goes through
             them and `batch` how many are learned in a step; null for 40 times, 16 and a learning rate of 2e-4, or one
-            by one for at most 25 steps an edit, at the same rate; both with a full stop as the answer's end.
+            by one for at most 25 steps an edit, at the same rate. The answer's end is a full stop by default.
         one_by_one: learn edits one after another, each with steps of its own, and go on from there with the next;
             otherwise all of them together, from the base model.
         learn: what is learned: edits' targets behind their prompts, or definitions behind the names of their subjects.
@@ -60,12 +60,18 @@ class Finetune(Way):
         model = asked(base)
         layer = last_layer(model) if self.layer == "last" else self.layer
         editor: Tuned
+        tuning = with_full_stop(self.tuning or (ONE_BY_ONE if self.one_by_one else TOGETHER))
         if self.one_by_one:
-            editor = FineTune(model, self.tuning or ONE_BY_ONE, layer)
+            editor = FineTune(model, tuning, layer)
         else:
             lessons = definitions_of(facts) if self.learn == "definitions" else None
-            editor = JointFineTune(model, self.tuning or TOGETHER, order=seed, lessons=lessons, layer=layer)
+            editor = JointFineTune(model, tuning, order=seed, lessons=lessons, layer=layer)
         return Opened(editor, WEIGHTS, can_take_out=False)
+
+
+def with_full_stop(tuning: Tuning) -> Tuning:
+    """Answers end with a full stop where nothing else is said: they are judged up to the end of a sentence."""
+    return replace(tuning, answer_end=".") if tuning.answer_end is None else tuning
 
 
 def check_tuning(one_by_one: bool, learn: str) -> None:

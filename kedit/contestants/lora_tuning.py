@@ -8,15 +8,15 @@ from kedit.comparing.facts import FactSet
 from kedit.comparing.results import Method
 from kedit.comparing.way import Base, Opened, Way
 from kedit.contestants.asked import asked
-from kedit.contestants.finetune import check_tuning
+from kedit.contestants.finetune import check_tuning, with_full_stop
 from kedit.contestants.lessons import definitions_of, undefined
 from kedit.lm.adapters import Lora
 from kedit.recipe.finetune import LoraTune
 from kedit.recipe.joint import JointLora
 from kedit.recipe.tuning import Tuned, Tuning
 
-TOGETHER = Tuning(steps=40, learning_rate=1e-3, batch=16, answer_end=".")
-ONE_BY_ONE = Tuning(steps=25, learning_rate=1e-3, batch=1, answer_end=".")
+TOGETHER = Tuning(steps=40, learning_rate=1e-3, batch=16)
+ONE_BY_ONE = Tuning(steps=25, learning_rate=1e-3, batch=1)
 ADAPTER = "one adapter holds all facts together; taken off, all are gone"
 
 
@@ -52,11 +52,10 @@ class LoraTuning(Way):
     def open(self, base: Base, facts: FactSet, seed: int, folder: Path) -> Opened:
         model = asked(base)
         editor: Tuned
+        tuning = with_full_stop(self.tuning or (ONE_BY_ONE if self.one_by_one else TOGETHER))
         if self.one_by_one:
-            editor = LoraTune(model, self.tuning or ONE_BY_ONE, self.lora, seed)
+            editor = LoraTune(model, tuning, self.lora, seed)
         else:
             lessons = definitions_of(facts) if self.learn == "definitions" else None
-            editor = JointLora(
-                model, self.tuning or TOGETHER, order=seed, lessons=lessons, lora=self.lora, seed=seed
-            )  # fmt: skip
+            editor = JointLora(model, tuning, order=seed, lessons=lessons, lora=self.lora, seed=seed)
         return Opened(editor, ADAPTER, can_take_out=False)

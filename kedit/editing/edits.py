@@ -98,7 +98,9 @@ class EditSource(ABC):
 
 class EditFile(EditSource):
     """JSON Lines of `{"prompt", "target"}`, and perhaps `id`, `subject`, `relation` and `probes`, as `write_edits`
-    writes them; `created` and `source` of an export are passed over.
+    writes them; `created` and `source` of an export are passed over. A probe is `{"group", "prompt", "target"}`: the
+    group is generality, portability or locality, or a part of one as portability/one_hop; of locality, whose answer is
+    to stay what it was, the target may be left empty.
 
     Args:
         file: the file.

@@ -37,14 +37,14 @@ class Tuning:
         batch: edits that are learned at once, in the same steps.
         until: the steps end as soon as every token of the target has this probability; 1 makes all steps.
         answer_end: what is learned to follow a target, as "." where answers are sentences; a target that ends in a
-            mark of its own has no other.
+            mark of its own has no other. Null for what the learner has, which is nothing but in a comparison.
     """
 
     steps: int = 25
     learning_rate: float = 5e-4
     batch: int = 1
     until: float = 0.9
-    answer_end: str = ""
+    answer_end: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -211,7 +211,7 @@ class Tuned(Rival):
 
     def _rows(self, edits: Sequence[Edit]) -> Rows:
         """Prompts and targets as the model reads them, which they must not be too long for."""
-        model, end = self.model, self.tuning.answer_end
+        model, end = self.model, self.tuning.answer_end or ""
         targets = [edit.target if edit.target.endswith((".", "!", "?")) else edit.target + end for edit in edits]
         rows = model.asking.rows([edit.prompt for edit in edits], targets).to(model.device)
         longest = int(rows.length_R.max())

@@ -148,7 +148,7 @@ def test_what_is_no_better_than_the_model_as_it_is_is_not_recommended():
     assert sentences(BASE, one("A", new=0.03)) [0] == (
         "None can be recommended: no contestant can be told from the model as it is by what it answers."
     )  # fmt: skip
-    assert verdict("m", (BASE, one("A", new=0.03)), 9).headline == "None of them"
+    assert verdict("m", (BASE, one("A", new=0.03)), 9).headline == "None to recommend"
     worse = one("A", new=0.5), one("B", "base", 0.9, 0.0)
     assert used(*worse) == ()
 

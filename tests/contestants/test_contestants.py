@@ -32,7 +32,7 @@ WAYS = {
     "one by one": Finetune(tuning=Tuning(40, 3e-3), one_by_one=True),
     "definitions": Finetune(tuning=QUICK, learn="definitions"),
     "lora": LoraTuning(tuning=QUICK_LORA, lora=Lora(rank=4)),
-    "lora one by one": LoraTuning(tuning=Tuning(40, 1e-2), lora=Lora(rank=4), one_by_one=True),
+    "lora one by one": LoraTuning(tuning=Tuning(40, 1e-2, answer_end=""), lora=Lora(rank=4), one_by_one=True),
     "distill": Distillation(
         settings=EditSettings(sentences=2, max_new_tokens=8, passes=4, learning_rate=1e-2, positions="all",
                               regularisation=Regularisation()),
@@ -165,6 +165,18 @@ def test_together_and_anew_are_told_of_each_way(key):
     assert WAYS[key].anew == ("one by one" not in key)
     assert WAYS[key].together
     assert not Distillation(independent=True).together
+
+
+@pytest.mark.parametrize("way", [Finetune, LoraTuning])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_answers_end_with_a_full_stop_whatever_else_is_set(open_way, way, one_by_one):
+    for tuning, end in (
+        (None, "."),
+        (Tuning(steps=3), "."),
+        (Tuning(answer_end=""), ""),
+        (Tuning(answer_end="!"), "!"),
+    ):
+        assert open_way(way(tuning=tuning, one_by_one=one_by_one)).editor.tuning.answer_end == end
 
 
 def test_edits_learned_together_take_steps_of_one_optimiser(open_way, monkeypatch):
