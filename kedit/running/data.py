@@ -9,7 +9,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,6 +209,7 @@ class BatchLoader:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self._batches: Iterator[Any] | None = None
+        self._workers: Sequence[BaseProcess] = ()
         self._next = -1
 
     def __len__(self) -> int:
@@ -220,16 +222,16 @@ class BatchLoader:
             self._next = self.data.consumed
             with forking():
                 self._batches = iter(self._loader(self._next))
-            adopt(self._batches)
+        self._workers = adopt(self._batches)
         per_epoch = self.data.batches_per_epoch
         for _ in range(per_epoch - self._next % per_epoch):
             epoch, number = divmod(self._next, per_epoch)
             start = time.perf_counter()
             try:
-                with watched():
+                with watched(self._workers):
                     batch = next(self._batches)
             except (RuntimeError, OSError, EOFError) as error:
-                if not (lost := lost_worker(error) or (dead_worker() if self.num_workers else "")):
+                if not (lost := lost_worker(error) or dead_worker(self._workers)):
                     raise
                 raise DataError(f"batch {number} of epoch {epoch} was not made: {lost}") from error
             self.data.waited += time.perf_counter() - start

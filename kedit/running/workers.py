@@ -7,8 +7,9 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kedit.running.errors import chain
@@ -23,47 +24,44 @@ _pids: set[int] = set()
 class _Watch:
     """When the death of a worker is told: torch raises an exception from a signal handler, wherever the main process is
     just then. In the midst of a save that costs the file, and the exception can get lost in what writes it. So it is
-    kept until a batch is asked for.
+    heard only while a batch is asked for. The dead are found by their exit codes: torch knows nothing of those that
+    others have waited for, and its handler may be gone, as Lightning puts those back that it found.
     """
 
     def __init__(self) -> None:
-        self.looks: Callable[..., Any] | None = None  # torch's handler: raises if a worker has died
-        self.asked = False
-        self.found: RuntimeError | None = None
+        self.before: Callable[..., Any] | None = None  # torch's handler: raises if a worker of any loader has died
+        self.asked: Sequence[BaseProcess] | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self.looks is None:
-            return
         try:
-            self.looks(number, frame)
-        except RuntimeError as error:
-            if self.asked:
+            if self.before is not None:
+                self.before(number, frame)
+        except RuntimeError:
+            if self.asked is not None:
                 raise
-            self.found = error  # whoever waits for the process next takes from torch what it would find later
+        self.look()
 
     def look(self) -> None:
-        """Raise what was kept, or is to be found now."""
-        kept, self.found = self.found, None
-        if kept is not None:
-            raise kept
-        self(0, None)
+        """Raise what torch would if one of those has died from whom a batch is asked."""
+        for worker in self.asked or ():
+            if (code := worker.exitcode) is not None:
+                how = f"is killed by signal: {signal.strsignal(-code)}." if code < 0 else "exited unexpectedly"
+                raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {how}")
 
 
 _watch = _Watch()
 
 
-def adopt(batches: object) -> None:
-    """Watch the workers of a DataLoader's iterator that was just made, and end them with this process."""
-    _watch.found = None  # of others
-    workers = [worker.pid for worker in getattr(batches, "_workers", ())]
-    _pids.update(workers)
+def adopt(batches: object) -> Sequence[BaseProcess]:
+    """The workers of a DataLoader's iterator that was just made; they are watched, and end with this process."""
+    workers = getattr(batches, "_workers", ())
+    _pids.update(worker.pid for worker in workers)
     number = getattr(signal, "SIGCHLD", None)  # Windows has none
-    if not workers or number is None or threading.current_thread() is not threading.main_thread():
-        return
-    found = signal.getsignal(number)
-    if callable(found) and found is not _watch:
-        _watch.looks = found
-        signal.signal(number, _watch)
+    if workers and number is not None and threading.current_thread() is threading.main_thread():
+        found = signal.signal(number, _watch)
+        if callable(found) and found is not _watch:
+            _watch.before = found
+    return workers
 
 
 @contextmanager
@@ -80,31 +78,32 @@ def forking() -> Iterator[None]:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Within it the death of a worker, or one that came before, raises torch's RuntimeError."""
-    _watch.asked = True
+def watched(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Within it the death of one of these workers, or one that came before, raises torch's RuntimeError."""
+    _watch.asked = workers
     try:
         _watch.look()
         yield
     finally:
-        _watch.asked = False
+        _watch.asked = None
 
 
-def dead_worker(patience: float = 1.0) -> str:
+def dead_worker(workers: Sequence[BaseProcess], patience: float = 5.0) -> str:
     """What to tell of a worker that has died, as `lost_worker` does; empty where none has within so many seconds.
 
     What a dying process leaves half sent is met before the death itself is known: files and connections that are gone.
     """
     until = time.monotonic() + patience
-    while True:
+    while workers:
         try:
-            with watched():
+            with watched(workers):
                 pass
         except RuntimeError as error:
             return lost_worker(error)
         if time.monotonic() > until:
-            return ""
+            break
         time.sleep(0.05)
+    return ""
 
 
 def lost_worker(error: BaseException) -> str:

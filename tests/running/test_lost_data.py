@@ -15,12 +15,13 @@ import torch
 import yaml
 from conftest import kilm_data
 from tiny_training import Data
+from torch.utils.data import DataLoader
 
 from kedit.cli import main
 from kedit.editing.sources import DataError
 from kedit.kilm.corpus import Corpus
 from kedit.running.data import BatchLoader
-from kedit.running.workers import adopt, forking, lost_worker
+from kedit.running.workers import _watch, forking, lost_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -112,7 +113,18 @@ def test_the_death_of_a_worker_is_told_when_a_batch_is_asked_for_and_nowhere_els
     assert lost_worker(ValueError("else")) == ""
 
 
-def test_what_a_dying_worker_leaves_half_sent_is_told_as_its_death(monkeypatch):
+@pytest.fixture
+def no_handler():
+    """torch has set its handler once and for all, and Lightning has put back what it found."""
+    next(iter(DataLoader(torch.arange(2), num_workers=1)))
+    before = _watch.before, signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _watch.before = None
+    yield
+    _watch.before = before[0]
+    signal.signal(signal.SIGCHLD, before[1])
+
+
+def test_what_a_dying_worker_leaves_half_sent_is_told_as_its_death(monkeypatch, no_handler):
     loader = BatchLoader(Data(), num_workers=1)
     batches = iter(loader)
     next(batches)
@@ -122,13 +134,30 @@ def test_what_a_dying_worker_leaves_half_sent_is_told_as_its_death(monkeypatch):
         raise ConnectionResetError(104, "Connection reset by peer")
 
     monkeypatch.setattr(type(loader._batches), "__next__", cut_off)
-    with pytest.raises(DataError, match="that makes batches was killed"):
+    with pytest.raises(DataError, match=r"that makes batches was killed \(Killed\)"):
         next(batches)
+
+
+def test_a_wait_for_a_dead_worker_ends_at_once_without_the_handler_of_torch(monkeypatch, no_handler):
+    loader = BatchLoader(Data(), num_workers=1)
+    batches = iter(loader)
+    next(batches)
+
+    def wait(*_):
+        os.kill(loader._batches._workers[0].pid, signal.SIGKILL)
+        time.sleep(60)
+
+    monkeypatch.setattr(type(loader._batches), "__next__", wait)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"that makes batches was killed \(Killed\)"):
+        next(batches)
+    assert time.monotonic() - began < 30
 
 
 ABANDONED = """
 import os, signal, sys
 from tiny_training import Data
+from torch.utils.data import DataLoader
 from kedit.running.data import BatchLoader
 loader = BatchLoader(Data(), num_workers=2)
 batches = iter(loader)
@@ -189,7 +218,6 @@ def test_a_signal_to_all_processes_costs_no_worker(asked):
     if not asked:  # workers that have only just been forked
         with forking():
             loader._batches = iter(loader._loader(0))
-        adopt(loader._batches)
         loader._next = 0
     for worker in loader._batches._workers:
         os.kill(worker.pid, signal.SIGTERM)
