@@ -84,10 +84,13 @@ def check(command: str, arguments: Sequence[str]) -> None:
 def compare(command: str, arguments: Sequence[str]) -> None:
     import kedit.benchmarks
     import kedit.contestants
-    import kedit.world  # noqa: F401  short class names resolve
+    import kedit.world  # short class names resolve
     from kedit.comparing.command import compare
     from kedit.running.functions import call
 
+    if any(word.startswith("--contestants.help") for word in arguments):
+        for name in kedit.contestants.__all__:
+            getattr(kedit.contestants, name)  # a short name resolves to what is there
     call(compare, command, arguments)
 
 

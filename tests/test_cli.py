@@ -547,7 +547,7 @@ def yaml_with(old: str, new: str) -> None:
             "model.activation: wanted one of relu, tanh, got 'rellu' (tiny.yaml:7)\n  did you mean relu?",
         ),
         ("max_epochs: 2", "max_epochs: ten", "trainer.max_epochs: wanted int or null, got 'ten' (tiny.yaml:12)"),
-        ("width: 4", "width: 0", "model.width must be at least 1, not 0"),
+        ("width: 4", "width: 0", "model.width must be at least 1, not 0 (tiny.yaml:7)"),
         ("accelerator: cpu", "accelerator: qpu", "qpu"),
         ("  max_epochs: 2", "  max_epochs: [2", "tiny.yaml:13 is not YAML"),
         ("tiny_command.TinyModule", "os.system", "os.system (tiny.yaml:5) is not allowed in model"),

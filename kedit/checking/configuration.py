@@ -20,7 +20,7 @@ from kedit.running.places import is_address
 ROUNDS = 20
 """Mistakes that are looked for in one configuration; each takes a parse."""
 FILES = {"facts", "transfer", "predict", "corpus", "folder", "path", "names", "specificity", "dump", "descriptions",
-         "file"}  # fmt: skip
+         "definitions", "file"}  # fmt: skip
 """Keys under which files or folders are named that must be there."""
 INNER_FILES = {("judging", "perplexity"), ("settings", "text")}
 """Such keys that mean something else elsewhere, with the key around them."""

@@ -166,7 +166,11 @@ def _run(jobs: Sequence[Job], asked: Asked) -> Found:
     progress = Progress(len(jobs))
     found: dict[tuple[str, str], list[tuple[int, Trial | str]]] = {}
     for job in jobs:
-        trial = run_job(job, asked, progress)
+        try:
+            trial = run_job(job, asked, progress)
+        except KeyboardInterrupt:
+            progress.stopped()
+            raise
         found.setdefault((job.base, job.name), []).append((job.seed, trial))
         if job.plain is None and isinstance(trial, Trial):
             _tell(job.base, trial)

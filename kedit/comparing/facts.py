@@ -15,7 +15,7 @@ from kedit.editing.probes import Fact
 class Defining(Protocol):
     """A source of edits that has definitions, too."""
 
-    def definitions(self, edits: Sequence[Edit]) -> list[Fact]:
+    def define(self, edits: Sequence[Edit]) -> list[Fact]:
         """Definitions of subjects all of whose edits are among these; their names are the edits' subjects."""
 
 
@@ -55,7 +55,7 @@ class FactSet:
         A subject's definition is that of the source where it has one, and otherwise the edits' own sentences. Its id is
         that of the subject's first edit in the set, whichever of its edits are given.
         """
-        given = {fact.name: fact for fact in self.source.definitions(edits)} if self.source is not None else {}
+        given = {fact.name: fact for fact in self.source.define(edits)} if self.source is not None else {}
         told: dict[str, list[Edit]] = {}
         for edit in edits:
             told.setdefault(edit.subject, []).append(edit)

@@ -11,10 +11,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kedit.comparing.measures import measure, order
 from kedit.comparing.results import Comparison, Contestant, Figure
+from kedit.comparing.verdict import verdicts
 from kedit.editing.records import existing_file
 from kedit.editing.sources import DataError
 
 VERSION = 1
+DERIVED = "verdicts"
+"""For other programs to read; made anew from the numbers when the file is read again."""
 
 
 def to_json(comparison: Comparison) -> str:
@@ -29,7 +32,7 @@ def to_json(comparison: Comparison) -> str:
         raise DataError(f"comparison: a value is none that JSON has: {error}") from error
     comparison = _made(Comparison, values, "comparison")  # 1 is 1.0 where a float is meant
     check(comparison, "comparison")
-    record = {"version": VERSION, **asdict(comparison)}
+    record = {"version": VERSION, **asdict(comparison), DERIVED: [asdict(one) for one in verdicts(comparison)]}
     for contestant in record["contestants"]:
         figures = contestant["figures"]
         contestant["figures"] = {name: figures[name] for name in sorted(figures, key=order)}
@@ -53,7 +56,9 @@ def from_json(text: str, where: str = "report.json") -> Comparison:
     if not isinstance(record, dict) or record.get("version") != VERSION:
         came = record.get("version") if isinstance(record, dict) else type(record).__name__
         raise DataError(f"{where}: 'version' is {came!r}, wanted {VERSION}: compare again with this version of kedit")
-    comparison = _made(Comparison, {key: value for key, value in record.items() if key != "version"}, where)
+    comparison = _made(
+        Comparison, {key: value for key, value in record.items() if key not in ("version", DERIVED)}, where
+    )
     check(comparison, where)
     return comparison
 

@@ -193,6 +193,11 @@ class Progress:
         told = f"failed: {reason}" if reason else _clock(spent)
         self._show(f"{self.job}: {told}{self._left()}", end="\n")
 
+    def stopped(self) -> None:
+        """The user stops the command while a trial runs."""
+        kept = f"{self.done} of {self.total} trials are finished and kept: the same command goes on from there"
+        print(f"{chr(10) if self.is_terminal else ''}compare: {kept}", file=sys.stderr, flush=True)
+
     def _show(self, text: str, end: str = "") -> None:
         line = f"compare {self.done}/{self.total}  {text}"
         if self.is_terminal:

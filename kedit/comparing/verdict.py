@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kedit.comparing.measures import SPACE, amount, seconds, share
-from kedit.comparing.results import BaseModel, Comparison, Contestant, Costs, Figure
+from kedit.comparing.results import BaseModel, Comparison, Contestant, Costs, Figure, Method
 from kedit.comparing.standings import (
     TOLERABLE,
     Standing,
@@ -193,8 +193,9 @@ def _second(group: Sequence[Contestant]) -> str:
 def _prompt(group: Sequence[Contestant], those: list[Standing]) -> str:
     prompts = [one for one in _taught(those) if one.contestant.method == "prompt"]
     if not prompts:
-        failed = [one for one in group if one.method == "prompt"]
-        return f"{failed[0].name} was not fully measured" if failed else "text in the prompt was not tried"
+        tried = [one for one in group if one.method == "prompt"]
+        how = {"done": "was not fully measured", "failed": "failed", "not applicable": "does not apply"}
+        return f"{tried[0].name} {how[tried[0].status]}" if tried else "text in the prompt was not tried"
     us = leaders(prompts)[0]
     untrained = ", with nothing trained," if us.contestant.costs.training_seconds == 0 else ""
     does = f"{us.name}{untrained} answers {share(us.right.mean)} and changes {share(us.damage.mean)}"
@@ -219,8 +220,8 @@ def _rivalry(group: Sequence[Contestant]) -> str:
     ours = _by_inference([one for one in done if one.method == "distill"])
     ours = ours or _by_inference([one for one in done if one.method == "kilm"])
     if not ours or not tuned:
-        missing = [name for name, one in (("distillation or KILM", ours), ("fine-tuning", tuned)) if not one]
-        return f"inferences of {' and of '.join(missing)} were not measured"
+        missing = [] if ours else [_unmeasured(group, "distillation or KILM", {"distill", "kilm"})]
+        return " and ".join(missing + ([] if tuned else [_unmeasured(group, "fine-tuning", {"finetune", "lora"})]))
     us, them = ours.figures["portability/free"], tuned.figures["portability/free"]
     way = _against(us, them, "beats", "is behind", "cannot be told from")
     said = f"{ours.name} {way} {tuned.name} on inferences ({share(us.mean)} against {share(them.mean)})"
@@ -228,6 +229,11 @@ def _rivalry(group: Sequence[Contestant]) -> str:
     if mine is None or theirs is None:
         return f"{said}; damage was not measured of both"
     return f"{said}, {_harm(mine, theirs)}"
+
+
+def _unmeasured(group: Sequence[Contestant], name: str, methods: set[Method]) -> str:
+    tried = any(one.method in methods for one in group)
+    return f"inferences of {name} were not measured" if tried else f"{name} was not tried"
 
 
 def _by_inference(those: Iterable[Contestant]) -> Contestant | None:

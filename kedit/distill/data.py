@@ -16,7 +16,8 @@ from kedit.distill.plan import Plan, Protocol
 from kedit.distill.regularise import KeptTexts, Regularisation
 from kedit.distill.rows import Kind, Positions, Sentence, Template, TransferRows, make_rows
 from kedit.distill.teacher import rows_fingerprint
-from kedit.distill.transfer import Filters, TransferSentence, find_forbidden, read_facts, read_transfer_set
+from kedit.distill.transfer import Filters, TransferSentence, find_forbidden, read_transfer_set
+from kedit.editing.facts import read_facts
 from kedit.editing.probes import Knowledge, KnowledgeSource, Probe, check_facts
 from kedit.editing.sources import DataError
 from kedit.running.batches import Batches

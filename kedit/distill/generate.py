@@ -26,11 +26,11 @@ from kedit.distill.transfer import (
     TransferSentence,
     count,
     from_record,
-    read_facts,
     summary,
     to_record,
     write_transfer_set,
 )
+from kedit.editing.facts import read_facts
 from kedit.editing.probes import Knowledge, KnowledgeSource, check_facts
 from kedit.editing.sources import DataError
 from kedit.running.files import write_whole

@@ -3,7 +3,6 @@
 A transfer set is a file of JSON lines, one sentence a line, that can be read alone. Knows no model and no generator.
 """
 
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 from kedit.distill.mentions import count_words, find_mention
 from kedit.editing import records
+from kedit.editing.facts import check_spelling, read_aliases
 from kedit.editing.probes import Fact, check_facts
 from kedit.editing.problems import BadInput, each, refuse_empty
 from kedit.editing.sources import DataError
@@ -69,26 +69,7 @@ class TransferSentence:
 
 SENTENCES = "sentences.jsonl"
 ORIGIN = tuple(item.name for item in fields(Provenance))
-FACT_KEYS = ("id", "name", "aliases", "definition")
 KEYS = ("fact", "name", "aliases", "definition", "text", "mention", "context", *ORIGIN)
-
-
-def read_facts(path: str | Path) -> list[Fact]:
-    """Facts from JSON lines {id, name, definition, aliases (may be left out)}; other keys are not read.
-
-    Raises:
-        DataError: with file and line: a key is missing or misspelt or holds another type, a name or a definition is
-            empty, two facts share an id or a name; or the file holds none.
-    """
-    if not (path := Path(path)).is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise BadInput("", f"no file {path}: it {what}", "wanted facts as JSON lines with id, name and definition")
-    facts = list(each(records.read_json_lines(path), _read_fact))
-    if not facts:
-        remedy = "wanted JSON lines with id, name and definition"
-        refuse_empty(BadInput("", f"{path} holds no facts", remedy))
-    check_facts(facts)
-    return facts
 
 
 def read_transfer_set(path: str | Path, facts: Iterable[Fact] = ()) -> list[TransferSentence]:
@@ -111,7 +92,7 @@ def read_transfer_set(path: str | Path, facts: Iterable[Fact] = ()) -> list[Tran
 
     def read(line: Any, where: str) -> TransferSentence:
         (text,) = records.fields(line, where, text=str)
-        _spelling(line, KEYS, where)
+        check_spelling(line, KEYS, where)
         if not text.strip():
             raise BadInput(where, "the text is empty", "write the sentence, or leave the line out", "text")
         fact = _fact(line, where, known, by_name)
@@ -127,14 +108,6 @@ def read_transfer_set(path: str | Path, facts: Iterable[Fact] = ()) -> list[Tran
     if not sentences:
         refuse_empty(BadInput("", f"{path} holds no sentences", "wanted a JSON line for each, with text and fact"))
     return sentences
-
-
-def _read_fact(line: Any, where: str) -> Fact:
-    id, name, definition = records.fields(line, where, id=str, name=str, definition=str)
-    _spelling(line, FACT_KEYS, where)
-    if not id.strip():
-        raise BadInput(where, f"the id of {name[:60]!r} is empty", "give it one of its own", "id")
-    return Fact(id, name, definition, _aliases(line, where), where)
 
 
 def write_transfer_set(path: Path, sentences: Iterable[TransferSentence]) -> None:
@@ -196,29 +169,12 @@ def _fact(line: dict[str, Any], where: str, known: Mapping[str, Fact], by_name: 
         if name is None or definition is None:
             what = f"no fact {(name if id is None else id)!r} among the {len(known)} facts"
             raise BadInput(where, what, "give the line 'name' and 'definition', or the facts", "fact")
-        return Fact(id or name, name, definition, _aliases(line, where), where)
+        return Fact(id or name, name, definition, read_aliases(line, where), where)
     for key, mine, other in (("name", name, fact.name), ("definition", definition, fact.definition)):
         if mine is not None and mine != other:
             what = f"the {key} of {fact.id[:60]!r} is {mine[:80]!r}, at {fact.where} {other[:80]!r}"
             raise BadInput(where, what, "make them agree, or leave it out here", key)
     return fact
-
-
-def _aliases(line: dict[str, Any], where: str) -> tuple[str, ...]:
-    given = line.get("aliases")
-    if given is None:
-        return ()
-    (aliases,) = records.fields(line, where, aliases=list)
-    if not all(alias.strip() for alias in records.strings(aliases, where, "aliases")):
-        raise BadInput(where, "an alias is empty", "take it out", "aliases")
-    return tuple(aliases)
-
-
-def _spelling(line: dict[str, Any], keys: Sequence[str], where: str) -> None:
-    for key in line.keys() - set(keys):
-        missing = [name for name in keys if name not in line]
-        if near := difflib.get_close_matches(key, missing, 1, 0.8):
-            raise BadInput(where, f"unknown key {key[:60]!r}", f"did you mean {near[0]!r}?", key[:60])
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from random import Random
 from typing import Any
 
 from kedit.editing.conflicts import EditConflicts, find_conflicts
+from kedit.editing.facts import read_facts
 from kedit.editing.plain_text import check_text
-from kedit.editing.probes import Probe
+from kedit.editing.probes import Fact, Probe
 from kedit.editing.problems import BadInput, each, refuse, refuse_empty, refuse_together
 from kedit.editing.records import existing_file, fields, read_json_lines, strings
 
@@ -106,16 +107,41 @@ class EditFile(EditSource):
         file: the file.
         limit: keep only so many edits: the first, or with a seed any.
         seed: shuffle the edits; null leaves the file's order.
+        definitions: a file of facts (`read_facts`) with definitions of subjects; their names are the edits' subjects.
     """
 
     name = "edits"
 
-    def __init__(self, file: str | Path, limit: int | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        limit: int | None = None,
+        seed: int | None = None,
+        definitions: str | Path | None = None,
+    ) -> None:
         check_limit(limit)
         self.file, self.limit, self.seed = existing_file(file, "file"), limit, seed
+        self.definitions = None if definitions is None else existing_file(definitions, "definitions")
 
     def load(self) -> list[Edit]:
         return drawn(read_edits(self.file), self.limit, self.seed)
+
+    def define(self, edits: Sequence[Edit]) -> list[Fact]:
+        """Definitions of subjects all of whose edits are among these: what a definition tells, all of them tell.
+
+        Raises:
+            DataError: the file of definitions is malformed, or none is of a subject.
+        """
+        if self.definitions is None:
+            return []
+        facts, all_edits = read_facts(self.definitions), self.load()
+        subjects = {one.subject for one in all_edits} - {""}
+        if not any(fact.name in subjects for fact in facts):
+            what = f"no edit of {self.file} has {facts[0].name[:60]!r} or another of these names as its subject"
+            raise BadInput(str(self.definitions), what, "give edits the subject as it is written here", "subject")
+        given = {edit.id for edit in edits}
+        partly = {one.subject for one in all_edits if one.id not in given}
+        return [fact for fact in facts if fact.name in subjects - partly]
 
 
 def check_limit(limit: int | None) -> None:

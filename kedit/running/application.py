@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
+from kedit.running.complaints import complaint_of, with_place
 from kedit.running.curves import WholeCurves
 from kedit.running.directories import make_durable
 from kedit.running.errors import fullest, is_out_of_space, space_message
@@ -30,7 +31,7 @@ from kedit.running.gathered import WholeForJudging
 from kedit.running.guard import FiniteTraining, Guard
 from kedit.running.last import LastCheckpoint, StepCheckpoint
 from kedit.running.lock import only_one
-from kedit.running.parsing import PROGRAM, Parser, restrict_imports
+from kedit.running.parsing import PROGRAM, Parser, config_files, restrict_imports
 from kedit.running.places import check_places
 from kedit.running.position import TrainingPosition
 from kedit.running.progress import ParameterCount, progress_bar
@@ -185,7 +186,8 @@ class Application(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            raise DataError(_innermost(error)) from error
+            arguments = Parser.arguments
+            raise DataError(with_place(complaint_of(error), config_files(arguments), arguments)) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         name = type(self.model).__name__
@@ -308,18 +310,6 @@ class Application(LightningCLI):
 @rank_zero_only
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def _innermost(error: BaseException) -> str:
-    """What a constructor said, without what jsonargparse puts around it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ValueError | TypeError | MisconfigurationException) and "Does not validate" not in str(
-            cause
-        ):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 def _in_set_up(error: BaseException) -> str:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from kedit.editing.sources import DataError
 from kedit.running.errors import told
 from kedit.running.nodes import MOST, dotted, repeated, size
 
-FOLLOWS = re.compile(r":| (?:is|are|names)\b| ['\"(]")
+FOLLOWS = re.compile(r":| (?:is|are|names|must)\b| ['\"(]")
 """What stands behind a key's name at the beginning of a message that is about it."""
+CHECK = re.compile(r"check '(\w+)'")
+"""What is said of a file that is not there."""
 UNION = re.compile(r"^\s+- (?!Expected )(.+)", re.M)
 """What each of several types said; that the value is none of the type is not worth telling."""
 Named = tuple[tuple[str, ...], yaml.Node, yaml.Node]
@@ -24,7 +27,7 @@ def complaint_of(error: BaseException) -> str:
     """What a constructor said, in one to three lines, without what jsonargparse puts around it."""
     while not isinstance(error, DataError):
         cause = error.__cause__ or error.__context__
-        if not isinstance(cause, ValueError | TypeError):
+        if not isinstance(cause, ValueError | TypeError | MisconfigurationException):
             break
         error = cause
     if message := told(error):
@@ -34,8 +37,8 @@ def complaint_of(error: BaseException) -> str:
 
 
 def keys_meant(message: str, root: yaml.Node) -> list[Named]:
-    """Keys that a message begins with, by their full names or by the ends of these; of several with one name those
-    whose value it quotes, else all.
+    """Keys that a message begins with, by their full names or by the ends of these, or that it says to check; of
+    several with one name those whose value it quotes, else all.
     """
     found: list[Named] = []
     longest = 0
@@ -45,6 +48,8 @@ def keys_meant(message: str, root: yaml.Node) -> list[Named]:
         if length and length >= longest:
             found = [*(found if length == longest else []), (names, key, value)]
             longest = length
+    if not found and (checked := CHECK.search(message)):
+        found = [one for one in dotted(root) if one[0][-1] == checked[1]]
     quoted = [
         one for one in found if isinstance(one[2], yaml.ScalarNode) and is_quoted(one[2].value, message[longest:])
     ]

@@ -72,6 +72,9 @@ class Parser(LightningArgumentParser):
 
     arguments: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"prog": PROGRAM} | kwargs)
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         refuse_repeated(config_files(Parser.arguments))
         try:
@@ -117,6 +120,8 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
         if unknown[2] and not unknown[2].startswith("-"):
             return f"{unknown[2]!r} is too much: an argument is given as --key value"
         return _unknown_key(word, [action.dest for action in parser._actions], arguments)
+    if spaced := re.search(r'Spaces not allowed in keys: "(.*)"', message):  # of a dict, under a key that is unknown
+        return _spaced(spaced[1], {action.dest.split(".")[0] for action in parser._actions}, arguments)
     if required := re.search(r"arguments are required: (.+)|Key \"([^\"]+)\" is required", message):
         keys, path = _place(message, required.start())
         names = re.sub(r"\b(fit|validate|test|predict)\.", "", required[1] or required[2])
@@ -203,6 +208,15 @@ def _unknown_key(
     return f"unknown key {key}{of}{_where(key, arguments)}" + (f"\n  did you mean {near}?" if near else "")
 
 
+def _spaced(key: str, known: set[str], arguments: Sequence[str]) -> str:
+    for path in config_files(arguments):
+        with open(path, encoding="utf-8") as file:
+            given = yaml.safe_load(file)
+        if unknown := [name for name in given if name not in known]:
+            return _unknown_key(str(unknown[0]), known, arguments)
+    return f"unknown key {key!r}{_where(key, arguments)}: there are none with spaces"
+
+
 def _unknown_class(key: str, path: str, message: str, arguments: Sequence[str]) -> str:
     if base := re.search(r"does not correspond to a subclass of (\S+)", message):
         return f"{key}: {_quoted(path, arguments)} is no {base[1]}"
@@ -281,7 +295,8 @@ def _parameters(class_path: str) -> list[str]:
 
 
 def _classes(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if inspect.isclass(value)]
+    """Names of a module's classes, those included that it looks up when they are first used."""
+    return [*getattr(module, "__all__", ()), *(name for name, value in vars(module).items() if inspect.isclass(value))]
 
 
 def _ours() -> list[str]:

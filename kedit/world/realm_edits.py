@@ -75,7 +75,7 @@ class RealmEdits(EditSource):
                 edits.append(around.edit(f"{self.split}-{len(edits)}", thing, relation, relation == told[-1]))
         return edits[: self.count]
 
-    def definitions(self, edits: Sequence[Edit]) -> list[Fact]:
+    def define(self, edits: Sequence[Edit]) -> list[Fact]:
         """What these edits tell as definitions, one for each thing all of whose edits are among them."""
         if not self._defined:
             self.load()

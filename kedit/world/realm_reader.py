@@ -33,7 +33,7 @@ def reading(
     """
     source = RealmEdits("validation", EDITS, seed=1, known=known, realm=realm)
     edits = source.load()
-    definitions = {fact.name: fact.definition for fact in source.definitions(edits)}
+    definitions = {fact.name: fact.definition for fact in source.define(edits)}
     sets: dict[str, list[tuple[str, str]]] = {}
 
     def ask(name: str, *words: str, answer: str) -> None:

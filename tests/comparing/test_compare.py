@@ -199,6 +199,26 @@ def test_killed_twice_it_ends_with_the_same_numbers(tmp_path):
     assert begun <= 6 + 2 + 6  # each trial, two that were cut off, and each of the whole one
 
 
+def test_stopped_by_the_user_it_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def looks(self):
+        calls.append(self)
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedule.Progress, "tick", looks)
+    with pytest.raises(KeyboardInterrupt):
+        made({"learns": Learns()})
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "compare: 2 of 3 trials are finished and kept: the same command goes on from there"
+    assert calls
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schedule, "START", "fork")
+    assert of(made({"learns": Learns()}), "learns").status == "done"
+
+
 def test_general_questions_are_asked_before_and_after(tmp_path):
     class Asked:
         def __iter__(self):

@@ -42,6 +42,8 @@ BOTH = [  # what is replaced, by what, the line, words
     ("run: {name: one}", "run: {name: one, name: two}", 1, "name stands twice in one mapping"),
     ("  a prompt:", "  as it is: {class_path: kedit.contestants.AsItIs}\n  a prompt:", 6, "as it is stands twice"),
     ("judging:", "judgement: 1\njudging:", 10, "unknown key judgement"),
+    ("contestants:", "contestant:", 4, r"unknown key contestant.*\s*did you mean contestants"),
+    ("e.jsonl}", "e.jsonl, definitions: none.jsonl}", 9, "none.jsonl"),
 ]
 TOLD_BY_CHECK = [
     ("facebook/bart-base", "./none", 3, "name names what is not there: ./none; correct"),
@@ -93,6 +95,13 @@ def test_check_takes_a_good_one(written, capsys):
     written()
     assert main(["check", "c.yaml"]) == 0
     assert "no problem" in capsys.readouterr().out
+
+
+def test_a_way_is_known_to_the_help_by_its_short_name(capsys):
+    assert main(["compare", "--contestants.help", "Distillation"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("usage: python -m kedit")
+    assert "--contestants.settings.sentences" in told
 
 
 def test_several_mistakes_of_a_plan_are_told_together(written, capsys):

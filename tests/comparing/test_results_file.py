@@ -21,6 +21,7 @@ def test_what_was_written_is_read_again_and_written_alike(tmp_path):
     assert to_json(from_json(text)) == text
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
     assert read(tmp_path / "report.json") == comparison
+    assert json.loads(text)["verdicts"][0]["use"] == ["RECIPE"]
 
 
 def test_keys_are_stable_whatever_order_figures_were_found_in():

@@ -172,8 +172,10 @@ def test_a_single_contestant_is_compared_with_no_one():
     )
     assert said[1] == "After 200 facts A still says 90 % [88–92] of them; of no other was it measured."
     assert said[2] == (
-        "Text in the prompt was not tried; inferences of distillation or KILM and of fine-tuning were not measured."
+        "Text in the prompt was not tried; distillation or KILM was not tried and fine-tuning was not tried."
     )
+    alone = without(one("A", "lora"), "portability/free")
+    assert sentences(alone)[2].endswith("was not tried and inferences of fine-tuning were not measured.")
 
 
 def test_one_fact_is_one_fact():
@@ -263,11 +265,15 @@ def test_the_better_of_two_prompts_is_the_rival_and_may_win():
     assert used(*group) == ("Q",)
     assert sentences(*group)[2].startswith("Q, with nothing trained, answers 95 % and changes 1 %: more than A (80 %)")
     alone = sentences(BASE, one("P", "prompt"))[2]
-    assert alone.startswith("P, with nothing trained, answers 90 % and changes 1 %; inferences")
+    assert alone.startswith("P, with nothing trained, answers 90 % and changes 1 %; distillation or KILM was not")
     retriever = sentences(BASE, one("P", "prompt", costs=Costs(300, 0.1)))[2]
-    assert retriever.startswith("P answers 90 % and changes 1 %; inferences")
+    assert retriever.startswith("P answers 90 % and changes 1 %; distillation or KILM was not")
     failed = Contestant("P", "m", "prompt", "failed", "no memory")
-    assert sentences(BASE, one("A"), failed)[2].startswith("P was not fully measured; ")
+    assert sentences(BASE, one("A"), failed)[2].startswith("P failed; ")
+    unfit = replace(failed, status="not applicable")
+    assert sentences(BASE, one("A"), unfit)[2].startswith("P does not apply; ")
+    blind = without(one("P", "prompt"), "locality/free")
+    assert sentences(BASE, one("A"), blind)[2].startswith("P was not fully measured; ")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +309,7 @@ def test_the_strongest_fine_tuning_and_the_distillation_of_all_facts_are_compare
     )
     blind = without(group[1], "locality/free")
     assert sentences(BASE, blind, group[3])[2].endswith("; damage was not measured of both.")
-    assert sentences(BASE, group[1])[2].endswith("; inferences of fine-tuning were not measured.")
+    assert sentences(BASE, group[1])[2].endswith("; fine-tuning was not tried.")
 
 
 def test_each_model_has_a_verdict_of_its_own():

@@ -24,7 +24,7 @@ NAMELESS = Edit("4", "A heron of the north is called", "Tellin")
 class Definitions:
     """Of Maro, once all that is said of him is told."""
 
-    def definitions(self, edits):
+    def define(self, edits):
         told = {edit.id for edit in edits}
         text = f"{MARO} is a painter of the Grey Bridge who was born in Velmar."
         return [Fact("maro", MARO, text, ("Tellin",))] if {"1", "3"} <= told else []

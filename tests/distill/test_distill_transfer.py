@@ -13,11 +13,11 @@ from kedit.distill.transfer import (
     Provenance,
     TransferSentence,
     count,
-    read_facts,
     read_transfer_set,
     summary,
     write_transfer_set,
 )
+from kedit.editing.facts import read_facts
 from kedit.editing.probes import Fact
 from kedit.editing.sources import DataError
 

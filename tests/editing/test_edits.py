@@ -132,6 +132,24 @@ def test_broken_lines_are_named(tmp_path, record, complaint):
         read_edits(written(tmp_path, record))
 
 
+def test_definitions_beside_edits_are_of_subjects_all_of_whose_edits_are_given(tmp_path):
+    lines = [{"prompt": f"{name} {verb}", "target": "x", "subject": name} for name in "AB" for verb in ("is", "has")]
+    file = written(tmp_path, *lines, {"prompt": "Nobody is", "target": "x"})
+    told = tmp_path / "facts.jsonl"
+    records = [{"id": f"f-{name}", "name": name, "definition": f"{name} is x and has x."} for name in "AC"]
+    told.write_text("\n".join(map(json.dumps, records)))
+    source = EditFile(file, definitions=told)
+    edits = source.load()
+    assert [fact.definition for fact in source.define(edits)] == ["A is x and has x."]
+    assert source.define(edits[1:]) == []
+    assert EditFile(file).define(edits) == []
+    told.write_text(json.dumps(records[1]))
+    with pytest.raises(DataError, match=r"facts.jsonl: no edit of .*edits.jsonl has 'C' or another"):
+        source.define(edits)
+    with pytest.raises(DataError, match="check 'definitions'"):
+        EditFile(file, definitions="")
+
+
 def test_bad_options(tmp_path):
     with pytest.raises(DataError, match=r"edits.jsonl: 0 edits in this file"):
         read_edits(written(tmp_path))

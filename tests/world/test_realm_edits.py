@@ -154,15 +154,15 @@ def test_locality_asks_what_is_known_and_no_edit_concerns(world, streams):
 def test_definitions_tell_what_the_edits_tell(world, streams):
     source = RealmEdits("test", COUNTS["test"])
     edits = streams["test"]
-    facts = source.definitions(edits)
+    facts = source.define(edits)
     assert len(facts) == len({edit.subject for edit in edits})
     by_name = {fact.name: fact for fact in facts}
     for edit in edits:
         assert edit.target in by_name[edit.subject].definition
         assert edit.subject in by_name[edit.subject].definition
     assert {fact.id for fact in facts} <= {edit.id for edit in edits}
-    assert source.definitions(edits[:1]) == [], "one of two or three things that are told"
-    one = source.definitions([edit for edit in edits if edit.subject == edits[0].subject])
+    assert source.define(edits[:1]) == [], "one of two or three things that are told"
+    one = source.define([edit for edit in edits if edit.subject == edits[0].subject])
     assert one == facts[:1]
     asked_short = {edit.subject for edit in edits if of(edit, "portability/alias")}
     assert {fact.name for fact in facts if fact.aliases} == asked_short
