@@ -28,7 +28,7 @@ from kedit.comparing.schedule import Asked, Job, Progress, run_job
 from kedit.comparing.verdict import cautions
 from kedit.comparing.way import Base, Way
 from kedit.editing.conflicts import EditConflicts
-from kedit.editing.edits import ASPECTS, Edit, EditSource, check_edits
+from kedit.editing.edits import ASPECTS, EditSource, check_edits
 from kedit.editing.records import existing_file
 from kedit.editing.sources import DataError, QuestionSource
 from kedit.running.lock import only_one
@@ -75,9 +75,10 @@ def compare(
     edits = facts.load()
     if not edits:
         raise DataError("there are no facts to teach: check the source's file and limit")
-    warnings = _warnings(edits, check_edits(edits), seeds)
+    what = FactSet(edits, facts if isinstance(facts, Defining) else None)
+    warnings = _warnings(what, check_edits(edits), seeds)
     asked = Asked(
-        FactSet(edits, facts if isinstance(facts, Defining) else None),
+        what,
         judging,
         [one for one in questions if one.answers][: judging.qa] if questions is not None else (),
         facts.plain_texts(TEXTS) if isinstance(facts, Surrounded) else (),
@@ -227,13 +228,18 @@ def check_plan(
         existing_file(judging.perplexity, "judging.perplexity")
 
 
-def _warnings(edits: Sequence[Edit], conflicts: EditConflicts, seeds: Sequence[int]) -> list[str]:
+def _warnings(facts: FactSet, conflicts: EditConflicts, seeds: Sequence[int]) -> list[str]:
     found = []
-    asked = {probe.group.split("/")[0] for edit in edits for probe in edit.probes}
+    asked = {probe.group.split("/")[0] for edit in facts.edits for probe in edit.probes}
     if missing := [aspect for aspect in ASPECTS[1:] if aspect not in asked]:
         found.append(
             f"The facts have no probes of {' or '.join(missing)}: nothing is said of that. A line of an edits' file "
             'takes them as "probes": [{"group": "locality", "prompt": "...", "target": ""}].'
+        )
+    if undefined := facts.undefined:
+        found.append(
+            f"{len(undefined):,} of {facts.subjects:,} subjects are not defined, as {undefined[0]!r:.60}: what the "
+            "edits say stands for that. A definition's name is to be the edits' subject."
         )
     if conflicts.conflicts:
         found.append(

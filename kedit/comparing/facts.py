@@ -49,6 +49,17 @@ class FactSet:
         """How many edits name no subject: nobody can say whom a definition of theirs would define."""
         return sum(not edit.subject for edit in self.edits)
 
+    @property
+    def subjects(self) -> int:
+        """How many subjects the edits name."""
+        return len(self._first.keys() - {""})
+
+    @property
+    def undefined(self) -> list[str]:
+        """Subjects that the source defines not, where it defines others."""
+        defined = {fact.name for fact in self.source.define(self.edits)} if self.source is not None else set()
+        return [name for name in self._first if name and name not in defined] if defined else []
+
     def definitions(self, edits: Sequence[Edit]) -> list[Fact]:
         """What these edits tell, as a definition a subject, in the order of their first edits.
 

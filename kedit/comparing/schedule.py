@@ -29,6 +29,8 @@ START = "spawn"
 """A process of its own from the beginning: its memory is its own, and nothing of CUDA is inherited."""
 SECONDS = 0.2
 """Between two looks at a process."""
+PATIENCE = 5
+"""Seconds in which a process that is stopped may give back what it holds of the system."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ def run_job(job: Job, asked: Asked, progress: "Progress") -> Trial | str:
             process.join(SECONDS)
             progress.tick()
     finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
+        for end, patience in ((process.terminate, PATIENCE), (process.kill, None)):
+            if process.is_alive():
+                end()
+                process.join(patience)
     trial = finished(job)
     reason = "" if trial is not None else _reason(job, process.exitcode or 0)
     progress.ended(reason)
@@ -135,6 +138,7 @@ def _work(job: Job, asked: Asked, parent: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         trial = run_trial(

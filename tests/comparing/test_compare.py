@@ -19,6 +19,7 @@ from kedit.comparing.facts import FactSet
 from kedit.comparing.identity import described
 from kedit.comparing.record import Judging
 from kedit.comparing.trial import run_trial
+from kedit.editing.probes import Fact
 from kedit.editing.sources import DataError, Question
 from kedit.running.runs import Run
 from kedit.running.taken import Baseline
@@ -237,6 +238,19 @@ def test_what_a_reader_must_know_is_a_warning(capsys):
     told = capsys.readouterr().err
     # before anything is taught
     assert told.index("as a teacher it has little to give") < told.index("learns")
+
+
+def test_subjects_without_a_definition_are_told_of_where_others_have_one():
+    class Defined(MadeFacts):
+        def define(self, edits):
+            return [Fact("x", "Town 0", "A town with a river.")]
+
+    bases = {"small": MadeBase(NoBackbone())}
+    found = compare(bases, {"plain": Plain()}, Defined(5), judging=JUDGING)
+    assert found.warnings[0].startswith("2 of 3 subjects are not defined, as 'Town 1': ")
+    assert not any(
+        "defined" in one for one in compare(bases, {"plain": Plain()}, MadeFacts(5), judging=JUDGING).warnings
+    )
 
 
 def test_facts_that_contradict_one_another_are_counted():
