@@ -13,6 +13,7 @@ def train(command: str, arguments: Sequence[str]) -> None:
     import kedit.benchmarks
     import kedit.distill.module
     import kedit.distill.server
+    import kedit.editing.edit_file
     import kedit.kilm
     import kedit.recipe.module
     import kedit.world  # noqa: F401  short class names resolve
@@ -84,6 +85,7 @@ def check(command: str, arguments: Sequence[str]) -> None:
 def compare(command: str, arguments: Sequence[str]) -> None:
     import kedit.benchmarks
     import kedit.contestants
+    import kedit.editing.edit_file
     import kedit.world  # short class names resolve
     from kedit.comparing.command import compare
     from kedit.running.functions import call

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from conftest import tiny_causal
 
-from kedit.editing.edits import Edit, EditSource, probe, write_edits
+from kedit.editing.edit_file import write_edits
+from kedit.editing.edits import Edit, EditSource, probe
 from kedit.editing.sources import Question, QuestionSource
 from kedit.lm.tokenizers import train_tokenizer
 

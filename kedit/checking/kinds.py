@@ -28,7 +28,7 @@ from kedit.checking.configuration import check_configuration
 from kedit.checking.stored import check_checkpoint, check_repository
 from kedit.checking.suspicions import suspicions, unseen
 from kedit.distill.transfer import read_transfer_set
-from kedit.editing.edits import read_edits
+from kedit.editing.edit_file import read_edits
 from kedit.editing.facts import read_facts
 from kedit.editing.probes import KnowledgeSource
 from kedit.editing.problems import BadInput, Problem

@@ -18,6 +18,9 @@ class Defining(Protocol):
     def define(self, edits: Sequence[Edit]) -> list[Fact]:
         """Definitions of subjects all of whose edits are among these; their names are the edits' subjects."""
 
+    def undefined(self) -> list[str]:
+        """Subjects of its edits that it can never define, where it defines others."""
+
 
 @runtime_checkable
 class Surrounded(Protocol):
@@ -56,9 +59,9 @@ class FactSet:
 
     @property
     def undefined(self) -> list[str]:
-        """Subjects that the source defines not, where it defines others."""
-        defined = {fact.name for fact in self.source.define(self.edits)} if self.source is not None else set()
-        return [name for name in self._first if name and name not in defined] if defined else []
+        """Subjects of these edits that the source never defines, where it defines others."""
+        never = set(self.source.undefined()) if self.source is not None else set()
+        return [name for name in self._first if name in never]
 
     def definitions(self, edits: Sequence[Edit]) -> list[Fact]:
         """What these edits tell, as a definition a subject, in the order of their first edits.

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kedit.editing.edits import Edit, read_edits
+from kedit.editing.edit_file import read_edits
+from kedit.editing.edits import Edit
 from kedit.editing.records import existing_file
 from kedit.editing.sources import DataError
 from kedit.lm.backbones import Dtype

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kedit.editing.edits import Edit, check_keys
+from kedit.editing.edit_file import check_keys
+from kedit.editing.edits import Edit
 from kedit.editing.records import existing_file, fields, read_json_lines
 from kedit.editing.sources import DataError
 from kedit.recipe.reading import Page, StoredEdits, stamp_of

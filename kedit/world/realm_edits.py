@@ -93,6 +93,10 @@ class RealmEdits(EditSource):
                 found.append(Fact(next(iter(ids.values())), name, said, aliases))
         return found
 
+    def undefined(self) -> list[str]:
+        """None: whoever all is told of is defined."""
+        return []
+
     def plain_texts(self, count: int) -> list[str]:
         """Texts of known things and of strangers whom no edit concerns, that no model was trained on."""
         world = Realm(self.known, self.realm)

@@ -245,6 +245,9 @@ def test_subjects_without_a_definition_are_told_of_where_others_have_one():
         def define(self, edits):
             return [Fact("x", "Town 0", "A town with a river.")]
 
+        def undefined(self):
+            return ["Town 1", "Town 2", "Town 3"]
+
     bases = {"small": MadeBase(NoBackbone())}
     found = compare(bases, {"plain": Plain()}, Defined(5), judging=JUDGING)
     assert found.warnings[0].startswith("2 of 3 subjects are not defined, as 'Town 1': ")

@@ -13,7 +13,8 @@ from kedit.comparing.facts import FactSet
 from kedit.comparing.record import Judging
 from kedit.comparing.trial import run_trial
 from kedit.contestants import AsItIs, Finetune, TextInPrompt
-from kedit.editing.edits import EditFile, probe, write_edits
+from kedit.editing.edit_file import EditFile, write_edits
+from kedit.editing.edits import probe
 from kedit.editing.sources import DataError
 from kedit.recipe.tuning import Tuning
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from kedit.editing.edits import Edit, EditFile, check_edits, probe, read_edits, write_edits
+from kedit.editing.edit_file import EditFile, read_edits, write_edits
+from kedit.editing.edits import Edit, check_edits, probe
 from kedit.editing.plain_text import LONGEST
 from kedit.editing.sources import DataError
 
@@ -142,10 +143,11 @@ def test_definitions_beside_edits_are_of_subjects_all_of_whose_edits_are_given(t
     edits = source.load()
     assert [fact.definition for fact in source.define(edits)] == ["A is x and has x."]
     assert source.define(edits[1:]) == []
-    assert EditFile(file).define(edits) == []
+    assert source.undefined() == ["B"]
+    assert EditFile(file).define(edits) == EditFile(file).undefined() == []
     told.write_text(json.dumps(records[1]))
     with pytest.raises(DataError, match=r"facts.jsonl: no edit of .*edits.jsonl has 'C' or another"):
-        source.define(edits)
+        source.undefined()
     with pytest.raises(DataError, match="check 'definitions'"):
         EditFile(file, definitions="")
 

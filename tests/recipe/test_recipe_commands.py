@@ -8,7 +8,7 @@ import pytest
 from tiny_memory import BRIDGE, EDITS, OTHERS, TOWN, make_base, make_run
 
 from kedit.cli import main
-from kedit.editing.edits import write_edits
+from kedit.editing.edit_file import write_edits
 from kedit.running.functions import call
 
 CPU = ("--device", "cpu")
