@@ -23,7 +23,7 @@ class Recipe(Way):
 
     Args:
         run: name of a run of RECIPE in `checkpoints/`, its folder there, one of its checkpoints, or an exported
-            folder. It must have been trained for the base model.
+            folder. It must have been trained for the base model; of several that one is taken which was.
         rate: wanted share of questions that no edit concerns and that fire one all the same.
         bases: names of the models that it is tried on; null for all that it applies to.
     """
@@ -31,26 +31,33 @@ class Recipe(Way):
     method: ClassVar[Method] = "recipe"
     anew: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
-    run: str
+    run: str | list[str]
     rate: float = 0.01
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
+        if not self.run:
+            raise DataError(f"run is {self.run!r}: name a run of RECIPE, or several")
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, at least one."""
+        return [self.run] if isinstance(self.run, str) else self.run
 
     def unfit(self, base: Base, facts: FactSet) -> str:
-        return of_another_model(self.run, base)
+        reasons = [of_another_model(run, base) for run in self.runs]
+        return "; ".join(reasons) if all(reasons) else ""
 
     def files(self) -> Sequence[Path]:
-        return read_of(self.run)
+        return [file for run in self.runs for file in read_of(run)]
 
     def open(self, base: Base, facts: FactSet, seed: int, folder: Path) -> Opened:
         model = asked(base)
+        own = next(run for run in self.runs if not of_another_model(run, base))
         editor = Remembering.from_run(
-            self.run, folder / "edits", self.rate, model=model.model, base=str(base.backbone.source)
+            own, folder / "edits", self.rate, model=model.model, base=str(base.backbone.source)
         )  # fmt: skip
-        return Opened(
-            editor, "exactly: the edit is deleted from the memory", True, training_seconds(find_run(self.run))
-        )
+        return Opened(editor, "exactly: the edit is deleted from the memory", True, training_seconds(find_run(own)))
 
 
 class Remembering(RecipeEditor):

@@ -308,11 +308,16 @@ def test_ways_say_whom_they_do_not_fit(bases, trained, tmp_path):
     assert "was trained with bos: true" in Recipe(run=trained).unfit(bare, own)
     other = base(tmp_path / "other", bos=True, vocabulary=300)
     assert "the tokenizer of this model is another" in Recipe(run=trained).unfit(other, own)
-    for way in (Recipe(run="nowhere"), TextInPrompt(run="nowhere")):
+    both = Recipe(run=[trained, trained])
+    assert both.unfit(bases["llama"], own) == ""
+    assert both.unfit(bases["t5"], own).count("embeddings have 64 numbers") == 2
+    for way in (Recipe(run="nowhere"), Recipe(run=[trained, "nowhere"]), TextInPrompt(run="nowhere")):
         with pytest.raises(DataError, match=r"^run nowhere: no such run"):
             way.unfit(bases["llama"], own)
     with pytest.raises(DataError, match="rate is 1"):
         Recipe(run=trained, rate=1)
+    with pytest.raises(DataError, match="name a run of RECIPE"):
+        Recipe(run=[])
 
 
 def test_ways_load_no_model_to_say_so(bases, trained, monkeypatch):

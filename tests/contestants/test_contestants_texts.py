@@ -7,7 +7,7 @@ import pytest
 from tiny_contest import EDITS, MARO, NAMELESS, base, facts, run
 from torch.utils.tensorboard import SummaryWriter
 
-from kedit.contestants import Recipe, TextInPrompt
+from kedit.contestants import Recipe, TextInPrompt, recipe
 from kedit.contestants.text_in_prompt import ByName
 from kedit.contestants.trained_memory import find_run, training_seconds
 from kedit.editing.edits import Edit
@@ -95,6 +95,16 @@ def test_a_run_of_another_model_may_find_texts(trained, tmp_path):
     editor = way.open(other, facts(), 0, tmp_path).editor
     editor.edit(EDITS)
     assert editor.texts.find([EDITS[1].prompt]) == [f"{EDITS[1].text}."]
+
+
+def test_of_several_runs_the_one_that_was_trained_for_the_model_is_taken(model, trained, tmp_path, monkeypatch):
+    real = recipe.of_another_model
+    monkeypatch.setattr(recipe, "of_another_model", lambda run, base: "another" if run == "x" else real(run, base))
+    way = Recipe(run=["x", trained])
+    assert way.unfit(model, facts()) == ""
+    editor = way.open(model, facts(), 0, tmp_path).editor
+    editor.edit(EDITS)
+    assert [one.fired for one in editor.decide([edit.prompt for edit in EDITS])] == [True] * 3
 
 
 def test_a_runs_memory_answers_and_forgets(model, trained, tmp_path):
