@@ -124,30 +124,25 @@ def no_handler():
     signal.signal(signal.SIGCHLD, before[1])
 
 
-def test_what_a_dying_worker_leaves_half_sent_is_told_as_its_death(monkeypatch, no_handler):
+def leaves_half_sent():
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def is_waited_for():
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("meanwhile", [leaves_half_sent, is_waited_for])
+def test_a_worker_that_dies_under_way_is_told_at_once_without_the_handler_of_torch(monkeypatch, no_handler, meanwhile):
     loader = BatchLoader(Data(), num_workers=1)
     batches = iter(loader)
     next(batches)
 
-    def cut_off(*_):
+    def dies(*_):
         os.kill(loader._batches._workers[0].pid, signal.SIGKILL)
-        raise ConnectionResetError(104, "Connection reset by peer")
+        meanwhile()
 
-    monkeypatch.setattr(type(loader._batches), "__next__", cut_off)
-    with pytest.raises(DataError, match=r"that makes batches was killed \(Killed\)"):
-        next(batches)
-
-
-def test_a_wait_for_a_dead_worker_ends_at_once_without_the_handler_of_torch(monkeypatch, no_handler):
-    loader = BatchLoader(Data(), num_workers=1)
-    batches = iter(loader)
-    next(batches)
-
-    def wait(*_):
-        os.kill(loader._batches._workers[0].pid, signal.SIGKILL)
-        time.sleep(60)
-
-    monkeypatch.setattr(type(loader._batches), "__next__", wait)
+    monkeypatch.setattr(type(loader._batches), "__next__", dies)
     began = time.monotonic()
     with pytest.raises(DataError, match=r"that makes batches was killed \(Killed\)"):
         next(batches)
