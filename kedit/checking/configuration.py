@@ -13,7 +13,7 @@ import yaml
 
 from kedit.checking.parsing import ABSENT, complaint, parser_for
 from kedit.editing.problems import BadInput, Problem, refuse
-from kedit.running.complaints import is_quoted, keys_meant
+from kedit.running.complaints import is_quoted, key_named, keys_meant
 from kedit.running.nodes import composed, dotted, pairs, repeated, take_out
 from kedit.running.places import is_address
 
@@ -115,9 +115,10 @@ def _located(message: str, path: Path, root: yaml.Node, command: str) -> tuple[B
     meant = keys_meant(head, root)
     if meant:
         best, field = meant[-1][:2], field or ".".join(meant[-1][0])
-    for names, key, _ in [] if meant else dotted(root):
-        if parts and names[-len(parts) :] == parts and len(names) >= len(best[0]):
-            best = names, key
+    given = re.search(r"got '([^']*)'", head)
+    named = key_named(".".join(parts), root, given[1] if given else None) if parts and not meant else None
+    if named and {*parts} <= {*named[0]}:
+        best = named[:2]
     if best[1] is None:  # constructors do not say whose field it is
         for names, key, value in dotted(root):
             is_named = len(names[-1:]) == 1 and re.search(rf"\b{re.escape(names[-1])}\b", head) is not None
@@ -128,9 +129,9 @@ def _located(message: str, path: Path, root: yaml.Node, command: str) -> tuple[B
     for key, value in pairs(meant[-1][2]) if meant else []:
         if isinstance(value, yaml.ScalarNode) and key.value != "class_path" and is_quoted(value.value, head):
             stands = key
-    named = re.search(r"unknown class (\S+)|(\S+) is not allowed in", head)
+    classed = re.search(r"unknown class (\S+)|(\S+) is not allowed in", head)
     for _, key, value in dotted(root):
-        if named and isinstance(value, yaml.ScalarNode) and value.value in named.groups():
+        if classed and isinstance(value, yaml.ScalarNode) and value.value in classed.groups():
             stands = key
             node = node or key
     where = str(path) if stands is None else f"{path}:{stands.start_mark.line + 1}"

@@ -10,6 +10,7 @@ from kedit.distill.generators import Generator
 from kedit.distill.language_model import ModelGenerator
 from kedit.distill.transfer import Filters
 from kedit.editing.probes import Knowledge
+from kedit.editing.sources import DataError
 from kedit.lm.backbones import Backbone
 from kedit.lm.cache import cache_folder
 
@@ -29,6 +30,11 @@ class MadeTransfer:
     per_fact: int | None = 5
     filters: Filters | None = None
     rounds: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("per_fact", "rounds"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise DataError(f"make.{name} is {value}, wanted at least 1")
 
     def folder(self, knowledge: Knowledge, backbone: Backbone, seed: int) -> Path:
         """Where the set of these facts stands, or will stand."""

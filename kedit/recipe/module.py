@@ -1,5 +1,6 @@
 """RECIPE as a LightningModule: networks that find edits and put them before a frozen language model's embeddings."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,13 +95,15 @@ class RecipeModule(EditingModule):
         self.reference, self.trunk_share, self.bos = reference, trunk_share, bos
         if trunk_share < 0:
             raise ValueError(f"model.trunk_share is {trunk_share}, wanted a share of the learning rate, as 0.1")
-        tokens = tokens or (3 if reference else 5)
+        tokens = tokens if tokens is not None else 3 if reference else 5
         sizes: dict[str, float] = {"tokens": tokens, "slots": slots, "slot_width": slot_width}
         if reference:
             sizes = {"tokens": tokens, "key_width": key_width, "sentinel_tokens": sentinel_tokens}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"model.{name} is {value}, wanted at least 1")
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"model.margin is {margin}, wanted a difference of similarities from 0, as 0.1")
         if strictness and not 0.01 <= strictness <= 1e4:  # beyond, float32 rounds too much
             raise ValueError(f"model.strictness is {strictness}, wanted 0 or from 0.01 to 10000, as 40")
         self.sizes = sizes if reference else {**sizes, "strictness": strictness}

@@ -56,6 +56,13 @@ def keys_meant(message: str, root: yaml.Node) -> list[Named]:
     return quoted or found
 
 
+def key_named(key: str, root: yaml.Node, value: str | None = None) -> Named | None:
+    """The key of that last name; of several that which has the value, or most of the words around it."""
+    words = key.split(".")
+    named = [one for one in dotted(root) if one[0][-1] == words[-1]]
+    return max(named, key=lambda one: (one[2].value == value, len({*words} & {*one[0]})), default=None)
+
+
 def is_quoted(value: str, message: str) -> bool:
     """Whether a value stands in a message as a word; YAML's .nan is nan there."""
     word = re.escape(value.lower().lstrip("."))
@@ -72,7 +79,7 @@ def with_place(message: str, files: Sequence[str], given: Sequence[str] = ()) ->
     """
     first, *more = message.split("\n")
     words = [word.lstrip("-").split("=")[0] for word in given if word.startswith("--")]
-    for file, root in reversed([*_trees(files)]):
+    for file, root in reversed([*trees(files)]):
         meant = keys_meant(message, root)
         if meant and any(".".join(names) in words for names, _, _ in meant):
             return message
@@ -89,7 +96,7 @@ def refuse_repeated(files: Sequence[str]) -> None:
     Raises:
         DataError: one does.
     """
-    for file, root in _trees(files):
+    for file, root in trees(files):
         for name, key in repeated(root):
             line = key.start_mark.line + 1
             raise DataError(
@@ -97,8 +104,8 @@ def refuse_repeated(files: Sequence[str]) -> None:
             )
 
 
-def _trees(files: Sequence[str]) -> Iterator[tuple[str, yaml.Node]]:
-    """The nodes of configurations; one that cannot be read is told of by who parses it."""
+def trees(files: Sequence[str]) -> Iterator[tuple[str, yaml.Node]]:
+    """The nodes of configurations, with their files; one that cannot be read is told of by who parses it."""
     for file in files:
         try:
             with open(file, encoding="utf-8-sig") as text:

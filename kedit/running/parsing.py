@@ -18,7 +18,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kedit.editing.sources import DataError
-from kedit.running.complaints import refuse_repeated
+from kedit.running.complaints import key_named, refuse_repeated, trees
 
 PROGRAM = "python -m kedit"
 ALLOWED = [
@@ -137,7 +137,7 @@ def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[s
         keys, _ = _place(message, wrong.start())
         plain = re.findall(r"- Expected an? <class '(\w+)'>", message[: wrong.start()])
         if wrong[4] and plain:  # lr: fast, where the learning rate may be a tensor too
-            return f"{'.'.join(keys)}: wanted {plain[-1]}, got {wrong[4]!r}{_where(keys[-1], arguments)}"
+            return f"{'.'.join(keys)}: wanted {plain[-1]}, got {wrong[4]!r}{_where(keys[-1], arguments, wrong[4])}"
         return _unknown_class(".".join(keys) or "class_path", next(filter(None, wrong.groups())), message, arguments)
     if "config" in keys and (folder := re.search(r"Path is not a file: '([^']+)'", message)):
         return f"--config {os.path.relpath(folder[1])}: is a folder, wanted a YAML file"
@@ -236,8 +236,8 @@ def _unknown_class(key: str, path: str, message: str, arguments: Sequence[str]) 
 
 def _wrong_value(keys: list[str], message: str, arguments: Sequence[str]) -> str:
     key = ".".join(keys)
-    where = _where(key, arguments)
     given = re.search(r"(?:Got value|Given value): (.+)", message)
+    where = _where(key, arguments, given[1].strip().strip("'") if given else None)
     wanted = re.findall(r"Expected an? (.+?)(?:\. Got value.*|\n|$)", message)
     if len(keys) > 1 and len(wanted) > 1:
         wanted.pop()  # what the outer class might have been instead
@@ -309,12 +309,15 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     return given + [word.split("=", 1)[1] for word in arguments if word.startswith("--config=")]
 
 
-def _where(key: str, arguments: Sequence[str]) -> str:
+def _where(key: str, arguments: Sequence[str], value: str | None = None) -> str:
     """In which configuration file, and in which line, a key stands, as ` (file:line)`; empty where in none."""
     last = key.rsplit(".", 1)[-1]
     if any(word.lstrip("-").split("=")[0].endswith(last) for word in arguments if word.startswith("--")):
         return ""
-    return _find(last, arguments)
+    for path, root in reversed([*trees(config_files(arguments))]):
+        if named := key_named(key, root, value):
+            return f" ({path}:{named[1].start_mark.line + 1})"
+    return ""
 
 
 def _quoted(word: str, arguments: Sequence[str]) -> str:

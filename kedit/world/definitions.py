@@ -30,7 +30,7 @@ class NewEntities(KnowledgeSource):
 
     def __init__(self, known: int = 120, new: int = 150, validation: int = 40, seed: int = 0, realm: int = 0):
         if new < 1 or validation < 0:
-            raise DataError(f"{new} new entities and {validation} for validation: at least 1 and 0 are wanted")
+            raise DataError(f"new is {new} and validation {validation}, wanted at least 1 and 0 entities")
         self.known, self.new, self.validation, self.seed, self.realm = known, new, validation, seed, realm
 
     def load(self) -> Knowledge:

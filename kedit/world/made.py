@@ -73,4 +73,4 @@ class WorldModel(MadeModel):
     def _positive(self, *names: str) -> None:
         for name in names:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} of {type(self).__name__} is {getattr(self, name)}, wanted at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)} for {type(self).__name__}, wanted at least 1")

@@ -57,7 +57,7 @@ class RealmEdits(EditSource):
         names: bool = True, held_out: bool = True,
     ):  # fmt: skip
         if count < 1:
-            raise DataError(f"{count} edits of the realm are wanted: at least 1; change `count`")
+            raise DataError(f"count is {count}, wanted at least 1 edit")
         self.split, self.count, self.seed, self.known, self.realm = _checked(split), count, seed, known, realm
         self.names, self.held_out = names, held_out
         self._defined: dict[str, tuple[Thing, tuple[str, ...]]] = {}
@@ -196,7 +196,7 @@ class RealmQuestions(QuestionSource):
 
     def __init__(self, split: Split = "test", count: int = 1000, seed: int = 0, known: int = 120, realm: int = 0):
         if count < 1:
-            raise DataError(f"{count} questions of the realm are wanted: at least 1; change `count`")
+            raise DataError(f"count is {count}, wanted at least 1 question")
         self.split, self.count, self.seed, self.known, self.realm = _checked(split), count, seed, known, realm
 
     def __iter__(self) -> Iterator[Question]:

@@ -42,6 +42,12 @@ BOTH = [  # what is replaced, by what, the line, words
     ("run: {name: one}", "run: {name: one, name: two}", 1, "name stands twice in one mapping"),
     ("  a prompt:", "  as it is: {class_path: kedit.contestants.AsItIs}\n  a prompt:", 6, "as it is stands twice"),
     ("judging:", "judgement: 1\njudging:", 10, "unknown key judgement"),
+    (
+        "text: edit}",
+        "text: edot}\n  b: {class_path: kedit.contestants.TextInPrompt, init_args: {text: definition}}",
+        8,
+        "edit, definition, got 'edot'",
+    ),
     ("contestants:", "contestant:", 4, r"unknown key contestant.*\s*did you mean contestants"),
     ("e.jsonl}", "e.jsonl, definitions: none.jsonl}", 9, "none.jsonl"),
 ]

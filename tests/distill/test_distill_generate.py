@@ -18,6 +18,7 @@ from kedit.distill import generate, language_model, sampling, server
 from kedit.distill.generate import transfer, write_sentences
 from kedit.distill.generators import FileSentences, Generator, SourceSentences, SplitDocument, fill, own_seed
 from kedit.distill.language_model import ModelGenerator
+from kedit.distill.made import MadeTransfer
 from kedit.distill.sampling import draw, plan_batches, prompt_ids, sample
 from kedit.distill.server import ServerGenerator
 from kedit.distill.transfer import Filters, TransferSentence, read_transfer_set
@@ -499,6 +500,9 @@ def test_facts_come_from_one_place(tmp_path):
         transfer(SourceSentences(), tmp_path / "set", facts, validation=True)
     with pytest.raises(DataError, match="at least 1"):
         transfer(SourceSentences(), tmp_path / "set", facts, per_fact=0)
+    for name in ("per_fact", "rounds"):
+        with pytest.raises(DataError, match=f"make.{name} is 0"):
+            MadeTransfer(**{name: 0})
     with pytest.raises(DataError, match="say how many"):
         transfer(ServerGenerator("http://localhost", "m"), tmp_path / "set", facts, per_fact=None)
     with pytest.raises(DataError, match="there are no facts"):

@@ -109,6 +109,8 @@ def test_a_tested_run_gives_the_same_again_with_the_same_networks(fitted, tmp_pa
         (["--data.init_args.evaluation.rate", "1.5"], "rate is 1.5"),
         (["--data.init_args.batch_edits", "0"], "batch_edits is 0"),
         (["--model.init_args.slots", "0"], "slots is 0"),
+        (["--model.init_args.tokens", "0"], "tokens is 0"),
+        (["--model.init_args.margin", "-1"], "margin is -1"),
         (["--model.init_args.weights.finding", "-1"], "weights are"),
         (["--model.init_args.trunk_share", "-1"], "trunk_share is -1"),
         (["--model.init_args.strictness", "-1"], "strictness is -1"),

@@ -64,7 +64,7 @@ def test_other_arguments_are_another_model(small):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize(("arguments", "said"), [({"steps": 0}, "steps .* is 0"), ({"width": 35}, "heads")])
+@pytest.mark.parametrize(("arguments", "said"), [({"steps": 0}, "steps is 0"), ({"width": 35}, "heads")])
 def test_impossible_arguments_are_refused(kind, arguments, said):
     with pytest.raises(ValueError, match=said):
         kind(**arguments)
