@@ -566,6 +566,15 @@ def test_a_wrong_configuration_is_named_in_a_few_lines(run, old, new, words):
     assert not Path("checkpoints").exists()
 
 
+def test_a_configuration_in_a_folder_is_read_for_its_lines(run):
+    yaml_with("width: 4", "width: wide")
+    Path("deep").mkdir()
+    Path("tiny.yaml").rename("deep/tiny.yaml")
+    assert "got 'wide' (deep/tiny.yaml:7)" in error_of(run("fit", "--config", "deep/tiny.yaml"))
+    Path("deep/tiny.yaml").write_text("")
+    assert "--config deep/tiny.yaml: wanted keys" in error_of(run("fit", "--config", "deep/tiny.yaml"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -29,6 +29,8 @@ START = "spawn"
 """A process of its own from the beginning: its memory is its own, and nothing of CUDA is inherited."""
 SECONDS = 0.2
 """Between two looks at a process."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to end."""
 PATIENCE = 5
 """Seconds in which a process that is stopped may give back what it holds of the system."""
 
@@ -108,16 +110,22 @@ def run_job(job: Job, asked: Asked, progress: "Progress") -> Trial | str:
     progress.begun(job)
     context: Any = multiprocessing.get_context(START)
     process = context.Process(target=_work, args=(job, asked, os.getpid()))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     try:
         while process.is_alive():
             process.join(SECONDS)
             progress.tick()
     finally:
-        for end, patience in ((process.terminate, PATIENCE), (process.kill, None)):
+        try:
             if process.is_alive():
-                end()
-                process.join(patience)
+                process.terminate()
+                process.join(PATIENCE)
+        finally:
+            if process.is_alive():  # or the user has no patience
+                process.kill()
+                process.join()
     trial = finished(job)
     reason = "" if trial is not None else _reason(job, process.exitcode or 0)
     progress.ended(reason)
@@ -127,6 +135,7 @@ def run_job(job: Job, asked: Asked, progress: "Progress") -> Trial | str:
 def _reason(job: Job, code: int) -> str:
     if job.failure.exists():
         return job.failure.read_text(encoding="utf-8")
+    code = -signal.SIGTERM if code == STOPPED else code
     how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
     short = ", as happens where memory is short" if code == -signal.SIGKILL else ""
     return f"its process {how}{short}; see {job.log}"
@@ -138,7 +147,7 @@ def _work(job: Job, asked: Asked, parent: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         trial = run_trial(
@@ -169,7 +178,7 @@ class Progress:
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.ran, self.spent = total, 0, 0, 0.0
+        self.total, self.done, self.failed, self.ran, self.spent = total, 0, 0, 0, 0.0
         self.is_terminal = sys.stderr.isatty()
         self.job: Job | None = None
         self.since = 0.0
@@ -194,13 +203,15 @@ class Progress:
         """The trial that was begun has ended; the reason why it failed."""
         spent = time.monotonic() - self.since
         self.done, self.ran, self.spent = self.done + 1, self.ran + 1, self.spent + spent
+        self.failed += bool(reason)
         told = f"failed: {reason}" if reason else _clock(spent)
         self._show(f"{self.job}: {told}{self._left()}", end="\n")
 
     def stopped(self) -> None:
         """The user stops the command while a trial runs."""
-        kept = f"{self.done} of {self.total} trials are finished and kept: the same command goes on from there"
-        print(f"{chr(10) if self.is_terminal else ''}compare: {kept}", file=sys.stderr, flush=True)
+        kept = self.done - self.failed
+        told = f"{kept} of {self.total} trials are finished and kept: the same command goes on from there"
+        print(f"{chr(10) if self.is_terminal else ''}compare: {told}", file=sys.stderr, flush=True)
 
     def _show(self, text: str, end: str = "") -> None:
         line = f"compare {self.done}/{self.total}  {text}"

@@ -49,7 +49,7 @@ class EditFile(EditSource):
         return drawn(read_edits(self.file), self.limit, self.seed)
 
     def define(self, edits: Sequence[Edit]) -> list[Fact]:
-        """Definitions of subjects all of whose edits are among these: what a definition tells, all of them tell.
+        """Definitions of subjects all of whose edits, of those that `load` gives, are among these.
 
         Raises:
             DataError: the file of definitions is malformed.

@@ -88,7 +88,7 @@ class Application(LightningCLI):
         restrict_imports()
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()  # a bar in a log file is many lines
-        Parser.arguments = arguments
+        Parser.begin(arguments)
         super().__init__(
             module,
             LightningDataModule,

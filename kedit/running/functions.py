@@ -35,7 +35,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # between two libraries
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a bar in a log file is many lines
-    Parser.arguments = arguments
+    Parser.begin(arguments)
     parser = Parser(
         prog=f"{PROGRAM} {command}", description=(function.__doc__ or "").split("\n\n")[0].strip(), env_prefix="KEDIT"
     )

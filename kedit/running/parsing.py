@@ -2,6 +2,7 @@
 and which classes a configuration may name. Knows jsonargparse and its messages; knows no method.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -68,9 +69,17 @@ def _module(name: str) -> ModuleType:
 
 
 class Parser(LightningArgumentParser):
-    """A LightningArgumentParser with short errors; `arguments` is what it is given, to find where an error stands."""
+    """A LightningArgumentParser with short errors, which say where in a configuration the mistake stands."""
 
     arguments: Sequence[str] = ()
+    """The command line."""
+    folder = ""
+    """Where the command runs: while a configuration is parsed, the process is in that one's folder."""
+
+    @classmethod
+    def begin(cls, arguments: Sequence[str]) -> None:
+        """Note what is going to be parsed."""
+        Parser.arguments, Parser.folder = arguments, os.getcwd()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": PROGRAM} | kwargs)
@@ -86,7 +95,9 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"{PROGRAM}: error: {explain(parser, message, Parser.arguments)}\n")
+        with contextlib.chdir(Parser.folder or "."):
+            told = explain(parser, message, Parser.arguments)
+        sys.stderr.write(f"{PROGRAM}: error: {told}\n")
         self.exit(2)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -33,12 +33,9 @@ class _Watch:
         self.asked: Sequence[BaseProcess] | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        try:
-            if self.before is not None:
+        if self.before is not None:
+            with suppress(RuntimeError):  # of some loader's worker, and perhaps of none of those that are asked
                 self.before(number, frame)
-        except RuntimeError:
-            if self.asked is not None:
-                raise
         self.look()
 
     def look(self) -> None:
@@ -88,7 +85,7 @@ def watched(workers: Sequence[BaseProcess]) -> Iterator[None]:
         _watch.asked = None
 
 
-def dead_worker(workers: Sequence[BaseProcess], patience: float = 5.0) -> str:
+def dead_worker(workers: Sequence[BaseProcess], patience: float = 1.0) -> str:
     """What to tell of a worker that has died, as `lost_worker` does; empty where none has within so many seconds.
 
     What a dying process leaves half sent is met before the death itself is known: files and connections that are gone.

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,12 @@ def test_each_subject_in_a_model_of_its_own_is_not_ranked_and_keeps_nothing():
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("data", "rank is 0: give at least 1"), ("killed", "was killed (SIGKILL)"), ("ours", "ZeroDivisionError: ours")],
+    [
+        ("data", "rank is 0: give at least 1"),
+        ("killed", "was killed (SIGKILL)"),
+        ("ours", "ZeroDivisionError: ours"),
+        ("ended", "was killed (SIGTERM)"),
+    ],
 )
 def test_one_that_fails_is_named_and_costs_the_others_nothing(how, reason):
     found = made({"fails": Fails(how=how), "learns": Learns()})
@@ -200,19 +206,38 @@ def test_killed_twice_it_ends_with_the_same_numbers(tmp_path):
     assert begun <= 6 + 2 + 6  # each trial, two that were cut off, and each of the whole one
 
 
+def test_who_stops_twice_does_not_wait_for_a_process_that_does_not_hear(monkeypatch):
+    def looks(self):
+        if self.done == 1 and time.monotonic() - self.since > 1:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedule.Progress, "tick", looks)
+    monkeypatch.setattr(schedule, "PATIENCE", 300)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        made({"deaf": Fails(how="deaf")}, seeds=(0,))
+    assert time.monotonic() - began < 100
+    assert not multiprocessing.active_children()
+
+
 def test_stopped_by_the_user_it_says_what_is_kept(tmp_path, monkeypatch, capsys):
     calls = []
 
     def looks(self):
         calls.append(self)
-        if self.done == 2:
+        if self.done == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(schedule.Progress, "tick", looks)
     with pytest.raises(KeyboardInterrupt):
-        made({"learns": Learns()})
+        made({"learns": Learns(), "fails": Fails()})
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "compare: 2 of 3 trials are finished and kept: the same command goes on from there"
+    assert told == "compare: 3 of 5 trials are finished and kept: the same command goes on from there"
+    with pytest.raises(KeyboardInterrupt):
+        made({"fails": Fails(), "learns more": Learns(most=3)})
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "compare: 1 of 5 trials are finished and kept: the same command goes on from there"
     assert calls
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
