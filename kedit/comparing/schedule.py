@@ -111,8 +111,10 @@ def run_job(job: Job, asked: Asked, progress: "Progress") -> Trial | str:
     context: Any = multiprocessing.get_context(START)
     process = context.Process(target=_work, args=(job, asked, os.getpid()))
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits
-    process.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     try:
         while process.is_alive():
             process.join(SECONDS)

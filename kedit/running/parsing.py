@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from kedit.editing.sources import DataError
 from kedit.running.complaints import key_named, refuse_repeated, trees
+from kedit.running.nodes import dotted
 
 PROGRAM = "python -m kedit"
 ALLOWED = [
@@ -220,11 +221,9 @@ def _unknown_key(
 
 
 def _spaced(key: str, known: set[str], arguments: Sequence[str]) -> str:
-    for path in config_files(arguments):
-        with open(path, encoding="utf-8") as file:
-            given = yaml.safe_load(file)
-        if unknown := [name for name in given if name not in known]:
-            return _unknown_key(str(unknown[0]), known, arguments)
+    for _, root in trees(config_files(arguments)):
+        if unknown := [names[0] for names, _, _ in dotted(root) if names[0] not in known]:
+            return _unknown_key(unknown[0], known, arguments)
     return f"unknown key {key!r}{_where(key, arguments)}: there are none with spaces"
 
 
