@@ -24,6 +24,7 @@ from kedit.comparing.way import Base, Way
 from kedit.editing.sources import Question
 from kedit.running.errors import told
 from kedit.running.files import write_whole
+from kedit.running.workers import forking
 
 START = "spawn"
 """A process of its own from the beginning: its memory is its own, and nothing of CUDA is inherited."""
@@ -110,11 +111,8 @@ def run_job(job: Job, asked: Asked, progress: "Progress") -> Trial | str:
     progress.begun(job)
     context: Any = multiprocessing.get_context(START)
     process = context.Process(target=_work, args=(job, asked, os.getpid()))
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits
-    try:
+    with forking({signal.SIGINT}):
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     try:
         while process.is_alive():
             process.join(SECONDS)

@@ -220,8 +220,11 @@ def _rivalry(group: Sequence[Contestant]) -> str:
     ours = _by_inference([one for one in done if one.method == "distill"])
     ours = ours or _by_inference([one for one in done if one.method == "kilm"])
     if not ours or not tuned:
-        missing = [] if ours else [_unmeasured(group, "distillation or KILM", {"distill", "kilm"})]
-        return " and ".join(missing + ([] if tuned else [_unmeasured(group, "fine-tuning", {"finetune", "lora"})]))
+        sides: list[tuple[Contestant | None, str, set[Method]]] = [
+            (ours, "distillation or KILM", {"distill", "kilm"}),
+            (tuned, "fine-tuning", {"finetune", "lora"}),
+        ]
+        return " and ".join(_unmeasured(group, name, methods) for one, name, methods in sides if one is None)
     us, them = ours.figures["portability/free"], tuned.figures["portability/free"]
     way = _against(us, them, "beats", "is behind", "cannot be told from")
     said = f"{ours.name} {way} {tuned.name} on inferences ({share(us.mean)} against {share(them.mean)})"

@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
-from kedit.running.complaints import complaint_of, with_place
 from kedit.running.curves import WholeCurves
 from kedit.running.directories import make_durable
 from kedit.running.errors import fullest, is_out_of_space, space_message
@@ -31,7 +30,7 @@ from kedit.running.gathered import WholeForJudging
 from kedit.running.guard import FiniteTraining, Guard
 from kedit.running.last import LastCheckpoint, StepCheckpoint
 from kedit.running.lock import only_one
-from kedit.running.parsing import PROGRAM, Parser, config_files, restrict_imports
+from kedit.running.parsing import PROGRAM, Parser, refused, restrict_imports
 from kedit.running.places import check_places
 from kedit.running.position import TrainingPosition
 from kedit.running.progress import ParameterCount, progress_bar
@@ -186,8 +185,7 @@ class Application(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            arguments = Parser.arguments
-            raise DataError(with_place(complaint_of(error), config_files(arguments), arguments)) from error
+            raise refused(error) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         name = type(self.model).__name__

@@ -12,8 +12,7 @@ from jsonargparse import ActionConfigFile
 from transformers.utils import logging as transformers_logging
 
 from kedit.editing.sources import DataError
-from kedit.running.complaints import complaint_of, with_place
-from kedit.running.parsing import PROGRAM, Parser, config_files, nearest, restrict_imports
+from kedit.running.parsing import PROGRAM, Parser, nearest, refused, restrict_imports
 
 TRUTHS = ("true", "false", "yes", "no")
 
@@ -45,10 +44,10 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     parser.add_function_arguments(function, as_group=False, fail_untyped=False)
     given = parser.parse_args(_named(function, list(arguments), list(positional)))
     given.pop("config", None)
-    return function(**_made(parser, given, arguments))
+    return function(**_made(parser, given))
 
 
-def _made(parser: Parser, given: Any, arguments: Sequence[str]) -> dict[str, Any]:
+def _made(parser: Parser, given: Any) -> dict[str, Any]:
     """The parameters as objects.
 
     Raises:
@@ -57,8 +56,7 @@ def _made(parser: Parser, given: Any, arguments: Sequence[str]) -> dict[str, Any
     try:
         return dict(parser.instantiate_classes(given).as_dict())
     except (ValueError, TypeError) as error:  # DataError is one; jsonargparse wraps it
-        message = complaint_of(error)
-        raise DataError(with_place(message, config_files(arguments), arguments)) from error
+        raise refused(error) from error
 
 
 Choices = Mapping[str, tuple[Callable[..., Any], str, Sequence[str]]]

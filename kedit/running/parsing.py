@@ -19,7 +19,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kedit.editing.sources import DataError
-from kedit.running.complaints import key_named, refuse_repeated, trees
+from kedit.running.complaints import complaint_of, key_named, refuse_repeated, trees, with_place
 from kedit.running.nodes import dotted
 
 PROGRAM = "python -m kedit"
@@ -103,6 +103,11 @@ class Parser(LightningArgumentParser):
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         return []  # argparse would take --trainer.max_epoch for --trainer.max_epochs
+
+
+def refused(error: BaseException) -> DataError:
+    """What a constructor complains of, with the line of the configuration where that is known."""
+    return DataError(with_place(complaint_of(error), config_files(Parser.arguments), Parser.arguments))
 
 
 def explain(parser: LightningArgumentParser, message: str, arguments: Sequence[str]) -> str:
@@ -335,19 +340,10 @@ def _quoted(word: str, arguments: Sequence[str]) -> str:
 
 
 def _find(word: str, arguments: Sequence[str]) -> str:
-    for path in reversed(config_files(arguments)):
-        try:
-            with open(path, encoding="utf-8") as file:
-                root = yaml.compose(file, Loader=yaml.SafeLoader)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            continue
-        nodes = [root] if root else []
-        seen: set[int] = set()  # a value may stand in itself
+    for path, root in reversed([*trees(config_files(arguments))]):
+        nodes = [root]
         while nodes:
             node = nodes.pop()
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
             if isinstance(node, yaml.ScalarNode) and node.value == word:
                 return f" ({path}:{node.start_mark.line + 1})"
             if isinstance(node, yaml.MappingNode):

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -40,10 +40,17 @@ class _Watch:
 
     def look(self) -> None:
         """Raise what torch would if one of those has died from whom a batch is asked."""
-        for worker in self.asked or ():
-            if (code := worker.exitcode) is not None:
-                how = f"is killed by signal: {signal.strsignal(-code)}." if code < 0 else "exited unexpectedly"
-                raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {how}")
+        if (death := _death(self.asked or ())) is not None:
+            raise death
+
+
+def _death(workers: Sequence[BaseProcess]) -> RuntimeError | None:
+    """What torch would raise of the first of these that has died."""
+    for worker in workers:
+        if (code := worker.exitcode) is not None:
+            how = f"is killed by signal: {signal.strsignal(-code)}." if code < 0 else "exited unexpectedly"
+            return RuntimeError(f"DataLoader worker (pid {worker.pid}) {how}")
+    return None
 
 
 _watch = _Watch()
@@ -62,12 +69,12 @@ def adopt(batches: object) -> Sequence[BaseProcess]:
 
 
 @contextmanager
-def forking() -> Iterator[None]:
-    """Workers that are made within it are deaf from their first moment; what is for this process comes after it."""
+def forking(signals: Set[int] = STOPS) -> Iterator[None]:
+    """Processes that are made within it are deaf to these from their first moment; what is for this one comes after."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -92,11 +99,8 @@ def dead_worker(workers: Sequence[BaseProcess], patience: float = 1.0) -> str:
     """
     until = time.monotonic() + patience
     while workers:
-        try:
-            with watched(workers):
-                pass
-        except RuntimeError as error:
-            return lost_worker(error)
+        if (death := _death(workers)) is not None:
+            return lost_worker(death)
         if time.monotonic() > until:
             break
         time.sleep(0.05)

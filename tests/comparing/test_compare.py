@@ -214,11 +214,12 @@ def test_who_stops_twice_does_not_wait_for_a_process_that_does_not_hear(monkeypa
 
     monkeypatch.setattr(schedule.Progress, "tick", looks)
     monkeypatch.setattr(schedule, "PATIENCE", 300)
+    others = {*multiprocessing.active_children()}  # of other tests
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         made({"deaf": Fails(how="deaf")}, seeds=(0,))
     assert time.monotonic() - began < 100
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= others
 
 
 def test_stopped_by_the_user_it_says_what_is_kept(tmp_path, monkeypatch, capsys):
